@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ff.h: the whole contract between the C fast path and the Python slow path.
+ *
+ * Both sides read this file: the C compiler as a header, cffi as its cdef. So
+ * it holds only declarations, enums and integer #defines, and no DPDK type.
+ *
+ * Threads: every function is for the one control thread (asyncio's), unless it
+ * says otherwise. No function waits for a packet; functions that wait for the
+ * workers to pass a quiescent state (ff_port_del, ff_stop) say so.
+ *
+ * Errors: functions that return int give 0 (or a count) on success and a
+ * negative errno on failure; where there is an `err` argument it points to
+ * FF_ERR_LEN bytes and receives one line for people.
+ *
+ * Byte order: MAC and IP addresses, eth_type and L4 ports are in network
+ * order, everything else in host order.
+ */
+#ifndef FF_H
+#define FF_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define FF_BURST 32
+#define FF_MAX_PORTS 1024
+#define FF_MAX_QUEUES 16
+#define FF_MAX_WORKERS 16
+#define FF_MAX_MASKS 32
+#define FF_MAX_ACTIONS 2048
+#define FF_NAME_LEN 64
+#define FF_ERR_LEN 512
+#define FF_HEAD_LEN 256
+#define FF_TRACE_ACTIONS 8
+#define FF_PORT_NONE 0
+
+/* ---- the flow key ------------------------------------------------------ */
+
+/* ip_frag */
+#define FF_FRAG_ANY 1   /* a fragment: first, middle or last */
+#define FF_FRAG_LATER 2 /* not the first: there is no L4 header */
+
+/*
+ * What the parser found in a frame, 64 bytes. A field that the frame does not
+ * have is zero. in_port is part of the key.
+ *
+ *  ARP (RFC 826):  ip_proto = low byte of ar$op, ip_src = ar$spa, ip_dst = ar$tpa.
+ *  ICMP, ICMPv6:   l4_src = type, l4_dst = code (in network order, as a port).
+ *  IPv4 addresses: the first four bytes of ip_src and ip_dst, the rest zero.
+ *  ip_proto (IPv6): the header after the extension headers.
+ */
+struct ff_key {
+    uint8_t eth_dst[6];
+    uint8_t eth_src[6];
+    uint16_t eth_type; /* after all VLAN tags; 0 for an IEEE 802.3 length */
+    uint16_t in_port;
+    uint16_t vlan_tpid[2]; /* [0] is the outer tag; 0: no such tag */
+    uint16_t vlan_tci[2];  /* host order: PCP, DEI, VID */
+    uint8_t ip_proto;
+    uint8_t ip_tos;
+    uint8_t ip_frag;
+    uint8_t tcp_flags;
+    uint16_t l4_src;
+    uint16_t l4_dst;
+    uint8_t ip_src[16];
+    uint8_t ip_dst[16];
+};
+
+/* ---- fates ------------------------------------------------------------- */
+
+/*
+ * Why a packet, or a copy of one, went no further. For every port and worker,
+ * and for the switch as a whole when no packet is on its way:
+ *
+ *   sum(rx_packets) + sum(replicated) ==
+ *       sum(tx_packets) + sum(drop[]) + parked
+ *
+ * Keep ff_drop_names in drop.c in the same order.
+ */
+enum ff_drop {
+    FF_DROP_NONE = 0,
+    /* the parser's, counted on the port that received the packet */
+    FF_DROP_TOO_SHORT,      /* less than an Ethernet header */
+    FF_DROP_OVERSIZE,       /* more than the receiving port's MTU allows */
+    FF_DROP_SRC_MULTICAST,  /* IEEE 802.3 clause 3.2.3: a source is never a group */
+    FF_DROP_MALFORMED_VLAN, /* truncated tag */
+    FF_DROP_MALFORMED_ARP,
+    FF_DROP_MALFORMED_IPV4,
+    FF_DROP_MALFORMED_IPV6,
+    FF_DROP_MALFORMED_TCP,
+    FF_DROP_MALFORMED_UDP,
+    FF_DROP_MALFORMED_ICMP,
+    /* a flow's or a verdict's decision, counted on the receiving port */
+    FF_DROP_POLICY,       /* a drop action with no better reason */
+    FF_DROP_VLAN,         /* the receiving port is no member of the VLAN */
+    FF_DROP_RESERVED_MAC, /* IEEE 802.1Q table 8-1: never relayed by a bridge */
+    FF_DROP_SAME_PORT,    /* the destination is where it came from */
+    FF_DROP_NO_DEST,      /* no other port is in the VLAN */
+    FF_DROP_MOVE_HOLD,    /* its source address moves between ports too often */
+    FF_DROP_MAC_QUOTA,    /* its port has learned as many addresses as it may */
+    /* the upcall's, counted on the receiving port */
+    FF_DROP_UPCALL_BUDGET, /* its port has as many packets parked as it may */
+    FF_DROP_UPCALL_FULL,   /* the worker has no room for one more parked flow */
+    FF_DROP_NO_COPY,       /* no buffer for a further copy */
+    /* the output's, counted on the sending (output) port */
+    FF_DROP_PORT_GONE,   /* the action's output port does not exist (on the receiving port) */
+    FF_DROP_PORT_DOWN,   /* the output port's peer is not there */
+    FF_DROP_RING_FULL,   /* the output port's peer does not read fast enough */
+    FF_DROP_TX_OVERSIZE, /* longer than the output port's MTU allows */
+    FF_DROP_MAX
+};
+
+/* The reason's name as people see it, "malformed-ipv4"; never NULL. Any thread. */
+const char *ff_drop_name(unsigned int reason);
+
+/* ---- parser ------------------------------------------------------------ */
+
+/*
+ * Parses one frame of `len` bytes. Fills *key (in_port included) and returns
+ * FF_DROP_NONE, or returns the reason to drop it. Pure; any thread; needs no EAL.
+ */
+int ff_parse(const uint8_t *frame, uint32_t len, uint16_t in_port, struct ff_key *key);
+
+/* ---- start and stop ---------------------------------------------------- */
+
+/*
+ * Starts EAL with eal_argv (argv[0] included) and one idle worker for each
+ * worker lcore. mbufs: size of the packet pool. Once per process.
+ */
+struct ff_conf {
+    const char *const *eal_argv;
+    int eal_argc;
+    uint32_t mbufs;
+    uint32_t parked_max; /* packets that one port may have parked at a time */
+};
+int ff_init(const struct ff_conf *conf, char *err);
+
+/* Number of workers, 1 .. FF_MAX_WORKERS. */
+int ff_n_workers(void);
+
+/* Removes all ports, waits for the workers to end, and leaves EAL. */
+void ff_stop(void);
+
+/* DPDK's version string, "DPDK 22.11.11". Any thread; needs no EAL. */
+const char *ff_dpdk_version(void);
+
+/* Calls rte_log_set_level_pattern-style: 1 (emergency) .. 8 (debug). */
+void ff_log_level(int level);
+
+/*
+ * Takes DPDK's log lines (newline-separated, oldest first) that came since the
+ * last call, at most len - 1 bytes, NUL-terminated; returns the bytes taken.
+ */
+int ff_log_drain(char *buf, size_t len);
+
+/* eventfds for asyncio to wait on; each is readable when its drain has work. */
+int ff_event_fd(void);
+int ff_upcall_fd(void);
+int ff_tap_fd(void);
+
+/* ---- ports ------------------------------------------------------------- */
+
+enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2 };
+
+/* DESIGN 12: configured → waiting-for-peer → negotiating → memory-mapped → ready → lost */
+enum ff_port_state {
+    FF_PORT_CONFIGURED = 0,
+    FF_PORT_WAITING,
+    FF_PORT_NEGOTIATING,
+    FF_PORT_MEMORY_MAPPED,
+    FF_PORT_READY,
+    FF_PORT_LOST
+};
+
+struct ff_port_conf {
+    const char *name;
+    int type;           /* enum ff_port_type */
+    const char *path;   /* vhost-user: the socket */
+    int server;         /* vhost-user: 1 when the switch listens, 0 when it connects */
+    const char *devargs; /* pmd: "net_pcap0,iface=eth0" or a PCI address */
+    uint16_t queues;    /* pmd: receive queues to set up; vhost-user: upper bound told to people */
+    uint32_t mtu;       /* payload bytes of the largest frame */
+};
+
+/* Adds a port and starts polling it. *port_id: 1 .. FF_MAX_PORTS - 1. */
+int ff_port_add(const struct ff_port_conf *conf, uint16_t *port_id, char *err);
+
+/*
+ * Removes a port: packets parked for it or from it are dropped and counted,
+ * the device is closed. Waits for a quiescent state of every worker (µs).
+ */
+int ff_port_del(uint16_t port_id, char *err);
+
+int ff_port_set_mtu(uint16_t port_id, uint32_t mtu);
+
+/* How many packets of this port may be parked at a time (the upcall budget). */
+int ff_port_set_parked_max(uint16_t port_id, uint32_t n);
+
+struct ff_port_info {
+    int state;               /* enum ff_port_state */
+    uint16_t rx_queues;      /* queues now polled */
+    uint16_t tx_queues;      /* queues now served */
+    uint64_t features;       /* vhost-user: negotiated virtio feature bits */
+    uint8_t mac[6];          /* pmd: the device's */
+    char driver[FF_NAME_LEN]; /* pmd: the PMD's name */
+    char reason[FF_NAME_LEN]; /* why it is in this state, for people */
+};
+int ff_port_info(uint16_t port_id, struct ff_port_info *info);
+
+/* A port changed state: told once for each change, in order. */
+struct ff_event {
+    uint16_t port_id;
+    uint16_t state;
+    char reason[FF_NAME_LEN];
+};
+/* Takes up to n events; returns how many. */
+int ff_event_drain(struct ff_event *events, int n);
+
+/* ---- statistics -------------------------------------------------------- */
+
+struct ff_queue_stats {
+    uint64_t rx_packets, rx_bytes;
+    uint64_t tx_packets, tx_bytes;
+};
+/* One writer, the worker; read with plain 64-bit loads at any time. */
+struct ff_port_stats {
+    struct ff_queue_stats queue[FF_MAX_QUEUES];
+    uint64_t replicated; /* copies made beyond the first, of packets received here */
+    uint64_t upcalls;    /* upcalls raised */
+    uint64_t drop[FF_DROP_MAX];
+};
+struct ff_worker_stats {
+    uint64_t loops, busy_loops, sleeps;
+    uint64_t busy_cycles; /* TSC cycles of loops that moved packets */
+    uint64_t packets;     /* received */
+    uint64_t hits, misses;
+    uint64_t parked; /* packets waiting for a verdict now */
+    int cpu;         /* the CPU that it is pinned to, -1 when several */
+};
+/* Array of FF_MAX_PORTS, indexed by port id; lives until ff_stop. */
+const struct ff_port_stats *ff_port_stats(unsigned int worker);
+const struct ff_worker_stats *ff_worker_stats(unsigned int worker);
+uint64_t ff_tsc_hz(void);
+
+/* ---- flows ------------------------------------------------------------- */
+
+/*
+ * Actions are done in order, as in OpenFlow: VLAN actions change the packet
+ * for the outputs after them. An empty list drops the packet (policy).
+ */
+enum ff_action_type {
+    FF_ACT_OUTPUT = 1, /* arg: port id */
+    FF_ACT_MIRROR,     /* arg: port id; the packet as received, whatever the actions before */
+    FF_ACT_VLAN_PUSH,  /* arg: TCI, tpid: TPID (host order) */
+    FF_ACT_VLAN_POP,   /* the outer tag */
+    FF_ACT_DROP,       /* arg: enum ff_drop; ends the list */
+    FF_ACT_UPCALL      /* to the slow path, whatever the table says; ends the list */
+};
+struct ff_action {
+    uint16_t type;
+    uint16_t arg;
+    uint16_t tpid;
+    uint16_t pad;
+};
+
+/*
+ * A flow matches packets whose key & mask == key. The caller keeps flows
+ * disjoint: which of two overlapping flows wins is not defined.
+ */
+struct ff_flow_spec {
+    struct ff_key key;
+    struct ff_key mask; /* bits that matter are 1 */
+    const struct ff_action *actions;
+    uint32_t n_actions;
+};
+
+/*
+ * Adds n flows, or replaces the actions of one with the same key and mask (it
+ * keeps its id and counters). ids[i] receives the flow's id (never 0). Stops
+ * at the first that cannot be added (-ENOSPC: too many masks; -ENOMEM) and
+ * returns how many were; 0 with the reason in err when none was.
+ */
+int ff_flow_add_many(const struct ff_flow_spec *specs, int n, uint64_t *ids, char *err);
+
+/* Deletes flows; unknown ids are passed over; returns how many were deleted. */
+int ff_flow_del_many(const uint64_t *ids, int n);
+
+struct ff_flow_stats {
+    uint64_t packets, bytes;
+    uint64_t last_used_s; /* seconds of CLOCK_MONOTONIC; 0: never. Exact to a second. */
+};
+/* stats[i] for ids[i]; zeros for an unknown id. Returns how many are known. */
+int ff_flow_stats_many(const uint64_t *ids, int n, struct ff_flow_stats *stats);
+
+/* The id of the flow that a packet with this key would hit now, or 0. */
+uint64_t ff_flow_lookup(const struct ff_key *key);
+
+/* ---- upcalls ----------------------------------------------------------- */
+
+/*
+ * A packet without a flow is parked in its worker, and one upcall is raised.
+ * Packets of the same in_port, VLAN tags, source and destination MAC that
+ * come before the verdict park behind it, so that none overtakes another.
+ * Each upcall gets exactly one verdict.
+ */
+struct ff_upcall {
+    uint64_t id;
+    struct ff_key key;
+    uint32_t frame_len;
+    uint16_t head_len; /* min(frame_len, FF_HEAD_LEN) */
+    uint16_t queue;
+    uint8_t head[FF_HEAD_LEN];
+};
+int ff_upcall_drain(struct ff_upcall *upcalls, int n);
+
+/*
+ * Does `actions` to the parked packet; those behind it then go through the
+ * flow table (so: add flows first). Returns how many ids were known.
+ */
+struct ff_verdict {
+    uint64_t id;
+    const struct ff_action *actions;
+    uint32_t n_actions;
+};
+int ff_upcall_finish(const struct ff_verdict *verdicts, int n);
+
+/* ---- taps: capture and live trace --------------------------------------- */
+
+#define FF_TAP_RX 1    /* frames the switch received from the port */
+#define FF_TAP_TX 2    /* frames the switch sent to the port */
+#define FF_TAP_TRACE 4 /* what became of each packet received from the port */
+
+/* Sets what is tapped on a port: a union of FF_TAP_*; 0: nothing. */
+int ff_tap_set(uint16_t port_id, uint8_t kinds, uint32_t snaplen);
+
+struct ff_tap_rec {
+    uint64_t time_ns; /* CLOCK_REALTIME; one clock read per burst */
+    uint16_t port_id;
+    uint8_t kind;     /* one FF_TAP_* */
+    uint8_t dropped;  /* FF_TAP_TRACE: enum ff_drop, when it was dropped */
+    uint32_t frame_len;
+    uint32_t cap_len;
+    uint64_t offset;  /* of the frame's bytes in buf */
+    uint64_t flow_id; /* FF_TAP_TRACE: 0: missed, parked and sent up */
+    uint32_t n_actions; /* all; the first FF_TRACE_ACTIONS follow */
+    struct ff_action actions[FF_TRACE_ACTIONS];
+};
+/*
+ * Takes up to n records, their bytes into buf. Records that workers could not
+ * store are counted in *lost (total since start). Returns how many.
+ */
+int ff_tap_drain(struct ff_tap_rec *recs, int n, uint8_t *buf, size_t buf_len, uint64_t *lost);
+
+/* ---- idle --------------------------------------------------------------- */
+
+/*
+ * A worker that found nothing for spin_us sleeps for growing times up to
+ * sleep_us between looks; sleep_us 0: never sleeps.
+ */
+void ff_idle_set(uint32_t spin_us, uint32_t sleep_us);
+
+#endif

@@ -1,0 +1,229 @@
+"""The words that the slow path's parts share: ports, keys, actions, commands.
+
+Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff.h field by
+field; everything that crosses to C is converted in `fastpath.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+
+class Drop(IntEnum):
+    """`enum ff_drop` of ff.h; `label` is the name that people see."""
+
+    NONE = 0
+    TOO_SHORT = 1
+    OVERSIZE = 2
+    SRC_MULTICAST = 3
+    MALFORMED_VLAN = 4
+    MALFORMED_ARP = 5
+    MALFORMED_IPV4 = 6
+    MALFORMED_IPV6 = 7
+    MALFORMED_TCP = 8
+    MALFORMED_UDP = 9
+    MALFORMED_ICMP = 10
+    POLICY = 11
+    VLAN = 12
+    RESERVED_MAC = 13
+    SAME_PORT = 14
+    NO_DEST = 15
+    MOVE_HOLD = 16
+    MAC_QUOTA = 17
+    UPCALL_BUDGET = 18
+    UPCALL_FULL = 19
+    NO_COPY = 20
+    PORT_GONE = 21
+    PORT_DOWN = 22
+    RING_FULL = 23
+    TX_OVERSIZE = 24
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+class Key(NamedTuple):
+    """What the parser found in a frame (or, as a mask, which bits of it matter).
+
+    MAC and IP addresses are bytes (6 and 16; IPv4 in the first four of 16);
+    numbers are host order here, whatever they are in C.
+    """
+
+    eth_dst: bytes = bytes(6)
+    eth_src: bytes = bytes(6)
+    eth_type: int = 0
+    in_port: int = 0
+    vlan_tpid: tuple[int, int] = (0, 0)
+    vlan_tci: tuple[int, int] = (0, 0)
+    ip_proto: int = 0
+    ip_tos: int = 0
+    ip_frag: int = 0
+    tcp_flags: int = 0
+    l4_src: int = 0
+    l4_dst: int = 0
+    ip_src: bytes = bytes(16)
+    ip_dst: bytes = bytes(16)
+
+
+class ActionType(IntEnum):
+    """`enum ff_action_type` of ff.h."""
+
+    OUTPUT = 1
+    MIRROR = 2
+    VLAN_PUSH = 3
+    VLAN_POP = 4
+    DROP = 5
+    UPCALL = 6
+
+
+class Action(NamedTuple):
+    """One `struct ff_action`; a packet's actions are a tuple of them, done in order."""
+
+    type: ActionType
+    arg: int = 0
+    tpid: int = 0
+
+
+class PortType(StrEnum):
+    VHOST_USER = "vhost-user"
+    PMD = "pmd"
+
+
+class PortState(IntEnum):
+    """`enum ff_port_state` of ff.h."""
+
+    CONFIGURED = 0
+    WAITING = 1
+    NEGOTIATING = 2
+    MEMORY_MAPPED = 3
+    READY = 4
+    LOST = 5
+
+    @property
+    def label(self) -> str:
+        return "waiting-for-peer" if self is PortState.WAITING else self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class PortConfig:
+    """What the user said of a port; what the state file keeps."""
+
+    name: str
+    type: PortType = PortType.VHOST_USER
+    socket: str = ""  # vhost-user: path of the socket
+    role: str = "client"  # vhost-user: the switch's role, "client" or "server"
+    devargs: str = ""  # pmd
+    mac: str = ""  # the MAC that the container is told to use; "" = none told
+    ips: tuple[str, ...] = ()
+    network: str = "default"
+    trust_domain: str = ""
+    queues: int = 1
+    mtu: int = 1500
+    tag: int = 0  # access VLAN, 1..4094; 0: a trunk port
+    trunks: tuple[int, ...] = ()  # trunk: VLANs carried; () = all
+    native_vlan: int = 0  # trunk: the VLAN of untagged frames; 0: untagged is its own VLAN 0
+    mirror: str = ""  # name of the port that gets a copy of what this one sends and receives
+    mac_quota: int = 4096  # MACs that may be learned on this port
+    upcall_budget: int = 512  # packets that may wait for a verdict at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port as the decision core sees it."""
+
+    id: int
+    config: PortConfig
+    up: bool  # PortState.READY
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow to install: packets with `key & mask` of theirs equal to `key` get `actions`."""
+
+    key: Key
+    mask: Key
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStats:
+    packets: int
+    bytes: int
+    last_used: float  # seconds of CLOCK_MONOTONIC, 0.0 = never
+
+
+@dataclass(frozen=True, slots=True)
+class Upcall:
+    """A parked packet; `frame` is at least its first min(frame_len, 256) bytes."""
+
+    id: int
+    key: Key
+    frame: bytes
+    frame_len: int
+
+
+# ---- commands: what the core wants done, in this order --------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddFlow:
+    """Install, or replace the actions of, a flow. `handle` is the core's own name for it."""
+
+    handle: int
+    flow: Flow
+
+
+@dataclass(frozen=True, slots=True)
+class DelFlow:
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The verdict for one upcall."""
+
+    upcall_id: int
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should read in the log: a move, a quota reached."""
+
+    text: str
+
+
+Command = AddFlow | DelFlow | Finish | Notice
+
+
+# ---- views, for the command line ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the core would do with a packet, and why.
+
+    `mask` holds every bit that the decision looked at; `reasons` are sentences
+    for people, in the order in which things were decided.
+    """
+
+    actions: tuple[Action, ...]
+    mask: Key
+    reasons: tuple[str, ...]
+    drop: Drop = Drop.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    vlan: int
+    mac: bytes
+    port: int
+    learned: float  # CLOCK_MONOTONIC seconds
+    last_seen: float
+    moves: int = 0
+    held_until: float = 0.0  # > now: moves are refused
+    static: bool = False
+    ips: tuple[str, ...] = field(default=())
