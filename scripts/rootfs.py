@@ -129,3 +129,10 @@ def _libraries(objects: Iterable[Path]) -> set[Path]:
             if name:
                 found.add(Path(name))
     return found
+
+
+if __name__ == "__main__":
+    try:
+        print(prepare())
+    except RootfsError as problem:
+        raise SystemExit(f"rootfs: {problem}") from None
