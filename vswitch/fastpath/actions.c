@@ -98,7 +98,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
         case FF_ACT_VLAN_POP:
             if (a->type == FF_ACT_VLAN_POP && tags == 0)
                 break;
-            if ((shared && ff_frame_unshare(frame, ff.pool) != 0) ||
+            if ((shared && ff_frame_unshare(frame, &w->arena, ff.pool) != 0) ||
                 (a->type == FF_ACT_VLAN_PUSH && ff_frame_vlan_push(frame, a->tpid, a->arg) != 0)) {
                 ff_drop(w, in_port, FF_DROP_NO_COPY, frame);
                 return;

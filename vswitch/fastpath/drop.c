@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The names of the drop reasons. */
+/* The names of the drop reasons and faults. */
 #include "ff.h"
 
 static const char *const ff_drop_names[] = {
@@ -34,4 +34,22 @@ _Static_assert(sizeof(ff_drop_names) / sizeof(ff_drop_names[0]) == FF_DROP_MAX,
 
 const char *ff_drop_name(unsigned int reason) {
     return reason < FF_DROP_MAX ? ff_drop_names[reason] : "unknown";
+}
+
+static const char *const ff_fault_names[] = {
+    [FF_FAULT_NONE] = "none",
+    [FF_FAULT_AVAIL_JUMP] = "avail-jump",
+    [FF_FAULT_INDEX] = "descriptor-index",
+    [FF_FAULT_CHAIN] = "descriptor-chain",
+    [FF_FAULT_ADDRESS] = "buffer-address",
+    [FF_FAULT_DIRECTION] = "buffer-direction",
+    [FF_FAULT_INDIRECT] = "indirect-table",
+    [FF_FAULT_SHORT] = "short-chain",
+    [FF_FAULT_MEMORY] = "memory-truncated",
+};
+_Static_assert(sizeof(ff_fault_names) / sizeof(ff_fault_names[0]) == FF_FAULT_MAX,
+               "every fault has a name");
+
+const char *ff_fault_name(unsigned int fault) {
+    return fault < FF_FAULT_MAX ? ff_fault_names[fault] : "unknown";
 }

@@ -113,6 +113,26 @@ enum ff_drop {
 /* The reason's name as people see it, "malformed-ipv4"; never NULL. Any thread. */
 const char *ff_drop_name(unsigned int reason);
 
+/*
+ * What a front-end did that stops a queue: it recovers when the front-end
+ * reconnects. Keep ff_fault_names in drop.c in the same order.
+ */
+enum ff_fault {
+    FF_FAULT_NONE = 0,
+    FF_FAULT_AVAIL_JUMP, /* more made available than the ring holds */
+    FF_FAULT_INDEX,      /* a descriptor index beyond the table */
+    FF_FAULT_CHAIN,      /* a chain that loops, or is too long */
+    FF_FAULT_ADDRESS,    /* a buffer outside the shared memory */
+    FF_FAULT_DIRECTION,  /* a buffer of the wrong direction */
+    FF_FAULT_INDIRECT,   /* a bad indirect table */
+    FF_FAULT_SHORT,      /* a chain without room for the virtio-net header */
+    FF_FAULT_MEMORY,     /* shared memory that was truncated */
+    FF_FAULT_MAX
+};
+
+/* The fault's name as people see it, "descriptor-index"; never NULL. Any thread. */
+const char *ff_fault_name(unsigned int fault);
+
 /* ---- parser ------------------------------------------------------------ */
 
 /*
@@ -228,6 +248,7 @@ struct ff_port_stats {
     uint64_t replicated; /* copies made beyond the first, of packets received here */
     uint64_t upcalls;    /* upcalls raised */
     uint64_t drop[FF_DROP_MAX];
+    uint64_t fault[FF_FAULT_MAX]; /* queues stopped, by what their front-end did */
 };
 struct ff_worker_stats {
     uint64_t loops, busy_loops, sleeps;

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The packet descriptor: what the pipeline handles instead of a packet. It is
- * a view; `head` are the frame's first bytes, all its protocol headers among
- * them, and `buf` is what owns the memory: here always an mbuf (chain).
+ * The packet descriptor: what the pipeline handles instead of a packet. `head`
+ * are the frame's first bytes in memory that only this worker writes; what
+ * follows them lies either in the rest of an mbuf (chain), or still in the
+ * sender's vring buffers, for as long as the burst lasts.
  *
  * A frame has one owner at a time. Ports fill frames in rx; the pipeline hands
- * each on by output, parking or ff_frame_free.
+ * each on by output, parking or ff_frame_free. Whoever keeps a frame beyond
+ * the burst calls ff_frame_keep first.
  */
 #ifndef FF_FRAME_H
 #define FF_FRAME_H
@@ -22,55 +24,84 @@
 /* The largest frame of an MTU: Ethernet header and two tags, as for a QinQ provider. */
 #define FF_FRAME_OVERHEAD (FF_ETH_HLEN + 2 * FF_VLAN_HLEN)
 
-struct ff_frame {
-    struct rte_mbuf *buf;
-    uint8_t *head;
-    uint32_t len;      /* of the whole frame */
-    uint16_t head_len; /* readable at head */
-    uint16_t steer;    /* hash of the flow's addresses, for choosing a transmit queue */
+#define FF_HEAD_ROOM 64u  /* in front of a private head: for tags, and keeps it aligned */
+#define FF_HEAD_COPY 128u /* bytes of a frame that become its private head */
+#define FF_SPARE_HEADS 64u
+#define FF_ARENA_SEGS 2048u
+
+/* A piece of a frame in a sender's memory, checked to be mapped. */
+struct ff_seg {
+    const uint8_t *p;
+    uint32_t len;
 };
 
+struct ff_frame {
+    uint8_t *head;
+    union {
+        struct rte_mbuf *buf;     /* n_segs == FF_FRAME_MBUF: head is its data */
+        const struct ff_seg *seg; /* else: what follows the head */
+    };
+    uint32_t len;      /* of the whole frame */
+    uint16_t head_len; /* readable at head */
+    uint16_t n_segs;
+    uint16_t steer; /* hash of the flow's addresses, for choosing a transmit queue */
+};
+#define FF_FRAME_MBUF UINT16_MAX
+
+/* A worker's memory for the heads and pieces of one burst from a vring. */
+struct ff_arena {
+    uint8_t head[FF_BURST + FF_SPARE_HEADS][FF_HEAD_ROOM + FF_HEAD_COPY];
+    struct ff_seg seg[FF_ARENA_SEGS];
+    unsigned int n_heads, n_segs;
+} __rte_cache_aligned;
+
+static inline bool ff_frame_is_mbuf(const struct ff_frame *f) {
+    return f->n_segs == FF_FRAME_MBUF;
+}
+
 static inline void ff_frame_from_mbuf(struct ff_frame *f, struct rte_mbuf *m) {
-    f->buf = m;
     f->head = rte_pktmbuf_mtod(m, uint8_t *);
+    f->buf = m;
     f->len = m->pkt_len;
     f->head_len = m->data_len;
+    f->n_segs = FF_FRAME_MBUF;
     f->steer = 0;
 }
 
 static inline void ff_frame_free(struct ff_frame *f) {
-    rte_pktmbuf_free(f->buf);
+    if (ff_frame_is_mbuf(f))
+        rte_pktmbuf_free(f->buf);
 }
 
 /* One more owner of the same bytes, which nobody may change from now on. */
 static inline void ff_frame_share(struct ff_frame *f) {
+    if (!ff_frame_is_mbuf(f))
+        return;
     for (struct rte_mbuf *m = f->buf; m != NULL; m = m->next)
         rte_mbuf_refcnt_update(m, 1);
 }
 
-/* Replaces *f, which is released, by a private copy; -1 (and *f kept) without memory. */
-static inline int ff_frame_unshare(struct ff_frame *f, struct rte_mempool *pool) {
-    struct rte_mbuf *m = rte_pktmbuf_copy(f->buf, pool, 0, UINT32_MAX);
-    uint16_t steer = f->steer;
+/*
+ * Copies the frame's first `max` bytes into mbufs of `pool`; NULL without
+ * memory. The frame stays as it is.
+ */
+struct rte_mbuf *ff_frame_copy(const struct ff_frame *f, struct rte_mempool *pool, uint32_t max);
 
-    if (m == NULL)
-        return -1;
-    ff_frame_free(f);
-    ff_frame_from_mbuf(f, m);
-    f->steer = steer;
-    return 0;
-}
+/* Makes a frame outlive the burst: the one copy from vring to mbuf. -1: no memory. */
+int ff_frame_keep(struct ff_frame *f, struct rte_mempool *pool);
+
+/* Gives a shared frame a head of its own; -1 (and *f as it was) without memory. */
+int ff_frame_unshare(struct ff_frame *f, struct ff_arena *arena, struct rte_mempool *pool);
 
 /* Puts an outer tag behind the MAC addresses; -1 without headroom. */
 static inline int ff_frame_vlan_push(struct ff_frame *f, uint16_t tpid, uint16_t tci) {
-    uint8_t *head = (uint8_t *)rte_pktmbuf_prepend(f->buf, FF_VLAN_HLEN);
     uint16_t tag[2] = {rte_cpu_to_be_16(tpid), rte_cpu_to_be_16(tci)};
 
-    if (head == NULL)
+    if (ff_frame_is_mbuf(f) && rte_pktmbuf_prepend(f->buf, FF_VLAN_HLEN) == NULL)
         return -1;
-    memmove(head, head + FF_VLAN_HLEN, 12);
-    memcpy(head + 12, tag, sizeof(tag));
-    f->head = head;
+    f->head -= FF_VLAN_HLEN;
+    memmove(f->head, f->head + FF_VLAN_HLEN, 12);
+    memcpy(f->head + 12, tag, sizeof(tag));
     f->len += FF_VLAN_HLEN;
     f->head_len += FF_VLAN_HLEN;
     return 0;
@@ -79,7 +110,8 @@ static inline int ff_frame_vlan_push(struct ff_frame *f, uint16_t tpid, uint16_t
 /* Takes the outer tag off; the caller knows that there is one. */
 static inline void ff_frame_vlan_pop(struct ff_frame *f) {
     memmove(f->head + FF_VLAN_HLEN, f->head, 12);
-    rte_pktmbuf_adj(f->buf, FF_VLAN_HLEN);
+    if (ff_frame_is_mbuf(f))
+        rte_pktmbuf_adj(f->buf, FF_VLAN_HLEN);
     f->head += FF_VLAN_HLEN;
     f->len -= FF_VLAN_HLEN;
     f->head_len -= FF_VLAN_HLEN;

@@ -21,23 +21,17 @@ static inline unsigned int tx_queue(const struct ff_worker *w, unsigned int queu
 static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                     struct ff_frame *frames, unsigned int n) {
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
-    uint32_t len[FF_BURST];
-    uint64_t bytes = 0;
-    unsigned int sent;
+    struct ff_sent sent;
 
-    for (unsigned int i = 0; i < n; i++)
-        len[i] = frames[i].len;
     if (unlikely(port->tx_shared))
         rte_spinlock_lock(&port->tx_lock[queue]);
-    sent = port->ops->tx(port, queue, frames, n);
+    sent = port->ops->tx(w, port, queue, frames, n);
     if (unlikely(port->tx_shared))
         rte_spinlock_unlock(&port->tx_lock[queue]);
-    for (unsigned int i = 0; i < sent; i++)
-        bytes += len[i];
-    q->tx_packets += sent;
-    q->tx_bytes += bytes;
-    if (unlikely(sent < n))
-        count_drops(w, port->id, FF_DROP_RING_FULL, n - sent);
+    q->tx_packets += sent.packets;
+    q->tx_bytes += sent.bytes;
+    if (unlikely(sent.packets < n))
+        count_drops(w, port->id, FF_DROP_RING_FULL, n - sent.packets - sent.accounted);
 }
 
 /* Spreads the frames over the port's queues, in order within each. */

@@ -5,6 +5,18 @@
 #include "parse.h"
 #include "switch.h"
 
+/* A frame whose headers may go on beyond the private head is parsed again with all of it. */
+static unsigned int parse(struct ff_frame *f, uint16_t in_port, struct ff_key *key) {
+    int drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key);
+
+    if (unlikely(drop != FF_DROP_NONE && f->head_len < f->len && !ff_frame_is_mbuf(f))) {
+        if (ff_frame_keep(f, ff.pool) != 0)
+            return FF_DROP_NO_COPY;
+        drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key);
+    }
+    return (unsigned int)drop;
+}
+
 /*
  * Parses each frame; drops the bad ones and closes the gaps that they leave.
  * Returns how many are left.
@@ -16,10 +28,8 @@ static unsigned int parse_burst(struct ff_worker *w, struct ff_port *port, bool 
     for (unsigned int i = 0; i < n; i++) {
         unsigned int drop;
 
-        drop = unlikely(frames[i].len > port->max_frame)
-                   ? (unsigned int)FF_DROP_OVERSIZE
-                   : (unsigned int)ff_parse_head(frames[i].head, frames[i].head_len, frames[i].len,
-                                                 port->id, &keys[good]);
+        drop = unlikely(frames[i].len > port->max_frame) ? FF_DROP_OVERSIZE
+                                                         : parse(&frames[i], port->id, &keys[good]);
         if (unlikely(drop != FF_DROP_NONE)) {
             if (trace)
                 ff_tap_trace(w, port, &frames[i], drop, 0, NULL);

@@ -17,27 +17,39 @@ struct pmd_dev {
     uint16_t ethdev;
 };
 
-static unsigned int pmd_rx(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                           unsigned int n) {
+static unsigned int pmd_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                           struct ff_frame *frames, unsigned int n) {
     const struct pmd_dev *d = port->dev;
     struct rte_mbuf *mbufs[FF_BURST];
     unsigned int got = rte_eth_rx_burst(d->ethdev, (uint16_t)queue, mbufs, (uint16_t)n);
 
+    (void)w;
     for (unsigned int i = 0; i < got; i++)
         ff_frame_from_mbuf(&frames[i], mbufs[i]);
     return got;
 }
 
-static unsigned int pmd_tx(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                           unsigned int n) {
+static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                             struct ff_frame *frames, unsigned int n) {
     const struct pmd_dev *d = port->dev;
     struct rte_mbuf *mbufs[FF_BURST];
-    unsigned int sent;
+    struct ff_sent sent = {0};
+    uint32_t len[FF_BURST];
+    unsigned int k = 0;
 
-    for (unsigned int i = 0; i < n; i++)
-        mbufs[i] = frames[i].buf;
-    sent = rte_eth_tx_burst(d->ethdev, (uint16_t)queue, mbufs, (uint16_t)n);
-    rte_pktmbuf_free_bulk(mbufs + sent, n - sent);
+    for (unsigned int i = 0; i < n; i++) {
+        if (unlikely(ff_frame_keep(&frames[i], ff.pool) != 0)) {
+            w->port_stats[port->id].drop[FF_DROP_NO_COPY]++;
+            sent.accounted++;
+            continue;
+        }
+        len[k] = frames[i].len;
+        mbufs[k++] = frames[i].buf;
+    }
+    sent.packets = rte_eth_tx_burst(d->ethdev, (uint16_t)queue, mbufs, (uint16_t)k);
+    for (unsigned int i = 0; i < sent.packets; i++)
+        sent.bytes += len[i];
+    rte_pktmbuf_free_bulk(mbufs + sent.packets, k - sent.packets);
     return sent;
 }
 

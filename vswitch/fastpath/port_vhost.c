@@ -1,27 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * vhost-user ports on librte_vhost. Its threads do the control channel and
- * call back here; workers only look at `ready` and at the device number.
+ * vhost-user ports. librte_vhost does the control channel in its own threads
+ * and calls back here; the rings are walked by vring.c. Before a message
+ * changes what a worker uses, the queues concerned are stopped and their
+ * positions given to librte_vhost; afterwards they are loaded from there.
  */
 #include <errno.h>
-#include <linux/virtio_net.h>
+#include <linux/vhost.h>
+#include <linux/virtio_config.h>
 #include <pthread.h>
 #include <stdlib.h>
 
 #include <rte_vhost.h>
 
 #include "switch.h"
+#include "vring.h"
 
 /* vhost-user.rst, "Front-end message types" */
 #define VHOST_USER_SET_MEM_TABLE 5u
+#define VHOST_USER_SET_VRING_NUM 8u
+#define VHOST_USER_SET_VRING_ADDR 9u
+#define VHOST_USER_SET_VRING_BASE 10u
+#define VHOST_USER_SET_VRING_KICK 12u
+#define VHOST_USER_SET_VRING_CALL 13u
 #define VHOST_USER_GET_QUEUE_NUM 17u
 
+#define VRINGS (2u * FF_MAX_QUEUES)
+#define PACKED_WRAP 0x8000u /* vhost-user.rst, "A vring state description" */
+
 struct vhost_dev {
+    struct ff_vring vring[VRINGS]; /* virtio 1.1 section 5.1.2: even receive, odd transmit */
+    struct ff_mem mem;             /* what the vrings use; changes while all are stopped */
     struct ff_port *port;
     char path[108]; /* sizeof sun_path */
     bool server;
-    _Atomic int vid;             /* -1 without a device */
-    _Atomic uint32_t rx_enabled; /* bit q: the front-end's receive queue q is enabled */
+    bool running; /* between new_device and destroy_device; librte_vhost's threads only */
+    int vid;
+    uint64_t features;
+    uint32_t enabled; /* bit v: the front-end enabled vring v */
     struct vhost_dev *next;
 };
 
@@ -42,6 +58,104 @@ static struct vhost_dev *dev_of(int vid) {
     return d;
 }
 
+/* ---- vrings, in librte_vhost's threads ---- */
+
+static bool is_transmit(unsigned int v) {
+    return v % 2 != 0;
+}
+
+/* Stops workers at a vring and tells librte_vhost how far they came. */
+static void vring_stop(struct vhost_dev *d, unsigned int v) {
+    struct ff_vring *vq = &d->vring[v];
+    uint16_t avail = vq->last_avail, used = vq->last_used;
+
+    if (!atomic_exchange(&vq->active, false))
+        return;
+    ff_synchronize();
+    avail = vq->last_avail;
+    used = vq->last_used;
+    if (vq->packed) {
+        avail |= vq->avail_wrap ? PACKED_WRAP : 0;
+        used |= vq->used_wrap ? PACKED_WRAP : 0;
+    }
+    (void)rte_vhost_set_vring_base(d->vid, (uint16_t)v, avail, used);
+}
+
+static void vring_start(struct vhost_dev *d, unsigned int v) {
+    struct ff_vring *vq = &d->vring[v];
+    struct rte_vhost_vring ring;
+    uint16_t avail, used;
+
+    if (!d->running || !(d->enabled & 1u << v) || atomic_load(&vq->active))
+        return;
+    if (rte_vhost_get_vhost_vring(d->vid, (uint16_t)v, &ring) != 0 || ring.desc == NULL ||
+        ring.avail == NULL || ring.used == NULL || ring.size == 0 ||
+        rte_vhost_get_vring_base(d->vid, (uint16_t)v, &avail, &used) != 0)
+        return;
+    *vq = (struct ff_vring){
+        .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
+        .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
+        .event_idx = d->features & 1ull << VIRTIO_RING_F_EVENT_IDX,
+        .hdr_len =
+            d->features & (1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_F_VERSION_1) ? 12 : 10,
+        .size = ring.size,
+        .last_avail = avail,
+        .last_used = used,
+        .call_fd = ring.callfd,
+        .mem = &d->mem,
+        .desc = ring.desc,
+        .avail = ring.avail,
+        .used = ring.used,
+    };
+    if (vq->packed) {
+        vq->last_avail &= (uint16_t)~PACKED_WRAP;
+        vq->last_used &= (uint16_t)~PACKED_WRAP;
+        vq->avail_wrap = avail & PACKED_WRAP;
+        vq->used_wrap = used & PACKED_WRAP;
+    }
+    vq->signalled = vq->last_used;
+    if (is_transmit(v))
+        ff_vring_quiet(vq);
+    atomic_store_explicit(&vq->active, true, memory_order_release);
+}
+
+static void all_stop(struct vhost_dev *d) {
+    for (unsigned int v = 0; v < VRINGS; v++)
+        vring_stop(d, v);
+}
+
+static void mem_load(struct vhost_dev *d) {
+    struct rte_vhost_memory *mem;
+
+    d->mem.n = 0;
+    if (rte_vhost_get_mem_table(d->vid, &mem) != 0)
+        return;
+    for (uint32_t i = 0; i < mem->nregions && i < FF_MEM_REGIONS; i++)
+        d->mem.region[d->mem.n++] = (struct ff_region){
+            .gpa = mem->regions[i].guest_phys_addr,
+            .size = mem->regions[i].size,
+            .host = (uint8_t *)(uintptr_t)mem->regions[i].host_user_addr,
+        };
+    free(mem);
+}
+
+static void all_start(struct vhost_dev *d) {
+    mem_load(d);
+    for (unsigned int v = 0; v < VRINGS; v++)
+        vring_start(d, v);
+}
+
+/* Transmit queues are those that the front-end receives on, from 0 without a gap. */
+static void tx_queues_update(struct vhost_dev *d) {
+    struct ff_port *port = d->port;
+    uint16_t n = 0;
+
+    while (n < port->rx_queues && d->enabled & 1u << 2 * n)
+        n++;
+    port->tx_shared = n < ff.n_workers;
+    port->tx_queues = n;
+}
+
 /* ---- callbacks, in librte_vhost's threads ---- */
 
 /*
@@ -52,27 +166,56 @@ struct message {
     uint32_t request;
     uint32_t flags;
     uint32_t size;
-    uint64_t u64;
+    uint64_t u64; /* of messages about one vring, the low byte is its index */
 } __attribute__((packed));
+
+/* The vring that a message changes under a running device; VRINGS: none of them. */
+static unsigned int vring_of(const struct message *m) {
+    switch (m->request) {
+    case VHOST_USER_SET_VRING_NUM:
+    case VHOST_USER_SET_VRING_ADDR:
+    case VHOST_USER_SET_VRING_BASE:
+    case VHOST_USER_SET_VRING_KICK:
+    case VHOST_USER_SET_VRING_CALL:
+        return RTE_MIN((unsigned int)(m->u64 & 0xff), VRINGS);
+    default:
+        return VRINGS;
+    }
+}
 
 static enum rte_vhost_msg_result before_message(int vid, void *msg) {
     struct vhost_dev *d = dev_of(vid);
     struct message *m = msg;
 
-    if (d == NULL || m->request != VHOST_USER_GET_QUEUE_NUM)
+    if (d == NULL)
         return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
-    /* librte_vhost would offer 128 pairs, of which the port polls only its own */
-    m->u64 = d->port->rx_queues;
-    m->size = sizeof(m->u64);
-    return RTE_VHOST_MSG_RESULT_REPLY;
+    if (m->request == VHOST_USER_GET_QUEUE_NUM) {
+        /* librte_vhost would offer 128 pairs, of which the port polls only its own */
+        m->u64 = d->port->rx_queues;
+        m->size = sizeof(m->u64);
+        return RTE_VHOST_MSG_RESULT_REPLY;
+    }
+    if (m->request == VHOST_USER_SET_MEM_TABLE)
+        all_stop(d);
+    else if (vring_of(m) < VRINGS)
+        vring_stop(d, vring_of(m));
+    return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
 }
 
 static enum rte_vhost_msg_result after_message(int vid, void *msg) {
     struct vhost_dev *d = dev_of(vid);
+    const struct message *m = msg;
 
-    if (d != NULL && ((struct message *)msg)->request == VHOST_USER_SET_MEM_TABLE &&
-        !ff_port_ready(d->port))
-        ff_port_state(d->port, FF_PORT_MEMORY_MAPPED, "the peer shared its memory");
+    if (d == NULL)
+        return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
+    if (m->request == VHOST_USER_SET_MEM_TABLE) {
+        if (d->running)
+            all_start(d);
+        else
+            ff_port_state(d->port, FF_PORT_MEMORY_MAPPED, "the peer shared its memory");
+    } else if (vring_of(m) < VRINGS) {
+        vring_start(d, vring_of(m));
+    }
     return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
 }
 
@@ -84,10 +227,10 @@ static const struct rte_vhost_user_extern_ops message_ops = {
 static int new_connection(int vid) {
     struct vhost_dev *d = dev_of(vid);
 
-    if (d == NULL)
-        return -1;
-    if (atomic_load(&d->vid) >= 0)
+    if (d == NULL || d->vid >= 0)
         return -1; /* a second peer on a server socket: one port, one peer */
+    d->vid = vid;
+    d->enabled = 0;
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer connected");
     return rte_vhost_extern_callback_register(vid, &message_ops, d);
 }
@@ -95,44 +238,40 @@ static int new_connection(int vid) {
 static void destroy_connection(int vid) {
     struct vhost_dev *d = dev_of(vid);
 
-    if (d != NULL)
-        ff_port_state(d->port, FF_PORT_LOST, "the peer closed the connection; %s",
-                      d->server ? "listening for it" : "reconnecting");
-}
-
-static void tx_queues_update(struct vhost_dev *d) {
-    /* those from 0 on without a gap: a gap would be a queue nobody reads */
-    uint32_t n = (uint32_t)__builtin_ctz(~atomic_load(&d->rx_enabled));
-
-    d->port->tx_queues = (uint16_t)RTE_MIN(n, (uint32_t)d->port->rx_queues);
+    if (d == NULL || d->vid != vid)
+        return;
+    d->vid = -1;
+    ff_port_state(d->port, FF_PORT_LOST, "the peer closed the connection; %s",
+                  d->server ? "listening for it" : "reconnecting");
 }
 
 static int vring_state_changed(int vid, uint16_t vring, int enable) {
     struct vhost_dev *d = dev_of(vid);
 
-    /* virtio 1.1 section 5.1.2: even queues receive, odd ones transmit */
-    if (d == NULL || vring % 2 != 0 || vring / 2 >= FF_MAX_QUEUES)
+    if (d == NULL || vring >= VRINGS)
         return 0;
-    if (enable)
-        atomic_fetch_or(&d->rx_enabled, 1u << vring / 2);
-    else
-        atomic_fetch_and(&d->rx_enabled, ~(1u << vring / 2));
+    if (enable) {
+        d->enabled |= 1u << vring;
+        vring_start(d, vring);
+    } else {
+        d->enabled &= ~(1u << vring);
+        vring_stop(d, vring);
+    }
     tx_queues_update(d);
     return 0;
 }
 
 static int new_device(int vid) {
     struct vhost_dev *d = dev_of(vid);
-    uint16_t vrings = rte_vhost_get_vring_num(vid);
+    unsigned int pairs = (unsigned int)rte_vhost_get_vring_num(vid) / 2;
 
-    if (d == NULL)
+    if (d == NULL || rte_vhost_get_negotiated_features(vid, &d->features) != 0)
         return -1;
-    for (uint16_t v = 0; v < vrings; v++)
-        rte_vhost_enable_guest_notification(vid, v, 0); /* we poll */
-    atomic_store(&d->vid, vid);
+    d->running = true;
+    all_start(d);
+    tx_queues_update(d);
     atomic_store_explicit(&d->port->ready, true, memory_order_release);
-    ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", vrings / 2,
-                  vrings / 2 == 1 ? "" : "s");
+    ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
     return 0;
 }
 
@@ -142,8 +281,10 @@ static void destroy_device(int vid) {
     if (d == NULL)
         return;
     atomic_store(&d->port->ready, false);
-    ff_synchronize(); /* from here on no worker uses the device */
-    atomic_store(&d->vid, -1);
+    d->running = false;
+    ff_synchronize();
+    all_stop(d); /* from here on no worker uses the rings or the memory */
+    d->mem.n = 0;
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer stopped the device");
 }
 
@@ -157,30 +298,56 @@ static const struct rte_vhost_device_ops device_ops = {
 
 /* ---- workers ---- */
 
-static unsigned int vhost_rx(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                             unsigned int n) {
-    const struct vhost_dev *d = port->dev;
-    struct rte_mbuf *mbufs[FF_BURST];
-    int vid = atomic_load_explicit(&d->vid, memory_order_relaxed);
-    unsigned int got;
-
-    got = rte_vhost_dequeue_burst(vid, (uint16_t)(2 * queue + 1), ff.pool, mbufs, (uint16_t)n);
-    for (unsigned int i = 0; i < got; i++)
-        ff_frame_from_mbuf(&frames[i], mbufs[i]);
-    return got;
+static inline bool usable(struct ff_vring *vq) {
+    return atomic_load_explicit(&vq->active, memory_order_acquire);
 }
 
-static unsigned int vhost_tx(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                             unsigned int n) {
-    const struct vhost_dev *d = port->dev;
-    struct rte_mbuf *mbufs[FF_BURST];
-    int vid = atomic_load_explicit(&d->vid, memory_order_relaxed);
-    unsigned int sent;
+/* The front-end broke a rule: this queue stops, is counted and named. */
+static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vring *vq,
+                        const char *what, unsigned int queue) {
+    atomic_store(&vq->active, false);
+    w->port_stats[port->id].fault[vq->fault]++;
+    ff_port_state(port, FF_PORT_LOST, "%s queue %u stopped: %s; reconnect", what, queue,
+                  ff_fault_name(vq->fault));
+}
 
+static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                             struct ff_frame *frames, unsigned int n) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (unlikely(!usable(vq)))
+        return 0;
+    n = ff_vring_rx(vq, &w->arena, frames, n);
+    if (unlikely(vq->fault != FF_FAULT_NONE))
+        stop_faulty(w, port, vq, "transmit", queue);
+    return n;
+}
+
+static void vhost_rx_done(struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+
+    ff_vring_rx_done(&d->vring[2 * queue + 1]);
+}
+
+static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                               struct ff_frame *frames, unsigned int n) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue];
+    struct ff_sent sent = {0};
+    uint32_t too_long = 0;
+
+    if (likely(usable(vq))) {
+        sent = ff_vring_tx(vq, frames, n, &too_long);
+        if (unlikely(too_long > 0)) {
+            w->port_stats[port->id].drop[FF_DROP_TX_OVERSIZE] += too_long;
+            sent.accounted = too_long;
+        }
+        if (unlikely(vq->fault != FF_FAULT_NONE))
+            stop_faulty(w, port, vq, "receive", queue);
+    }
     for (unsigned int i = 0; i < n; i++)
-        mbufs[i] = frames[i].buf;
-    sent = rte_vhost_enqueue_burst(vid, (uint16_t)(2 * queue), mbufs, (uint16_t)n);
-    rte_pktmbuf_free_bulk(mbufs, n);
+        ff_frame_free(&frames[i]);
     return sent;
 }
 
@@ -188,15 +355,15 @@ static unsigned int vhost_tx(struct ff_port *port, unsigned int queue, struct ff
 
 static int driver_setup(const struct vhost_dev *d, char *err) {
     /* one frame, one packet: no segmentation or checksums are left to a peer yet */
-    const uint64_t offloads = 1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM |
-                              1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |
-                              1ull << VIRTIO_NET_F_GUEST_ECN | 1ull << VIRTIO_NET_F_GUEST_UFO |
-                              1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 |
-                              1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_HOST_UFO;
-    uint64_t flags = RTE_VHOST_USER_NET_COMPLIANT_OL_FLAGS;
+    const uint64_t offloads =
+        1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM |
+        1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |
+        1ull << VIRTIO_NET_F_GUEST_ECN | 1ull << VIRTIO_NET_F_GUEST_UFO |
+        1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 |
+        1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_HOST_UFO |
+        1ull << VHOST_F_LOG_ALL; /* no dirty-page log: containers do not migrate live */
+    uint64_t flags = d->server ? 0 : RTE_VHOST_USER_CLIENT;
 
-    if (!d->server)
-        flags |= RTE_VHOST_USER_CLIENT;
     if (rte_vhost_driver_register(d->path, flags) != 0) {
         ff_error(err, "%s: cannot set up the socket %s", d->port->name, d->path);
         return -EIO;
@@ -224,11 +391,12 @@ static void dev_unlink(struct vhost_dev *d) {
 }
 
 static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, char *err) {
-    struct vhost_dev *d = calloc(1, sizeof(*d));
+    struct vhost_dev *d = aligned_alloc(RTE_CACHE_LINE_SIZE, sizeof(*d));
     int rc;
 
     if (d == NULL)
         return -ENOMEM;
+    memset(d, 0, sizeof(*d));
     if (snprintf(d->path, sizeof(d->path), "%s", conf->path) >= (int)sizeof(d->path)) {
         snprintf(err, FF_ERR_LEN, "%s: the socket path is longer than 107 bytes: %s", conf->name,
                  conf->path);
@@ -237,7 +405,7 @@ static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, cha
     }
     d->port = port;
     d->server = conf->server;
-    atomic_store(&d->vid, -1);
+    d->vid = -1;
     port->dev = d;
     pthread_mutex_lock(&lock);
     d->next = devs;
@@ -262,16 +430,16 @@ static void vhost_close(struct ff_port *port) {
 
 static void vhost_info(struct ff_port *port, struct ff_port_info *info) {
     const struct vhost_dev *d = port->dev;
-    int vid = atomic_load(&d->vid);
 
-    if (vid >= 0)
-        (void)rte_vhost_get_negotiated_features(vid, &info->features);
+    if (ff_port_ready(port))
+        info->features = d->features;
 }
 
 const struct ff_port_ops ff_port_vhost_ops = {
     .open = vhost_open,
     .close = vhost_close,
     .rx = vhost_rx,
+    .rx_done = vhost_rx_done,
     .tx = vhost_tx,
     .info = vhost_info,
 };

@@ -22,18 +22,27 @@
 struct ff_worker;
 struct ff_port;
 
+/* What a port's tx did with the frames that it was given. */
+struct ff_sent {
+    uint32_t packets;
+    uint32_t accounted; /* dropped and counted by the port itself */
+    uint64_t bytes;
+};
+
 /*
- * A port type. rx fills at most n frames. tx takes over all n frames, sends
- * what it can of them in order, frees them as its device needs, and returns
- * how many it sent. Both are called by workers while the port is ready.
+ * A port type. rx fills at most n frames, which are good until rx_done (may be
+ * NULL) is called for the same queue. tx takes over all n frames, sends what
+ * it can of them in order, and releases each. All are called by workers while
+ * the port is ready.
  */
 struct ff_port_ops {
     int (*open)(struct ff_port *port, const struct ff_port_conf *conf, char *err);
     void (*close)(struct ff_port *port); /* waits until no callback can come */
-    unsigned int (*rx)(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                       unsigned int n);
-    unsigned int (*tx)(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
-                       unsigned int n);
+    unsigned int (*rx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                       struct ff_frame *frames, unsigned int n);
+    void (*rx_done)(struct ff_port *port, unsigned int queue);
+    struct ff_sent (*tx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                         struct ff_frame *frames, unsigned int n);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
@@ -115,6 +124,8 @@ struct ff_worker {
     struct ff_worker_stats stats;
     struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
     uint64_t mask_hits[FF_MAX_MASKS];
+
+    struct ff_arena arena;
 
     /* output.c */
     uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */

@@ -112,8 +112,13 @@ void ff_upcall_park(struct ff_worker *w, struct ff_parked_flow *flow, struct ff_
         ff_drop(w, key->in_port, reason, frame);
         return;
     }
-    p->frame = *frame;
     p->key = *key;
+    if (ff_frame_keep(frame, ff.pool) != 0) {
+        pkt_free(w, p);
+        ff_drop(w, key->in_port, FF_DROP_NO_COPY, frame);
+        return;
+    }
+    p->frame = *frame;
     p->queue = (uint16_t)queue;
     p->next = NULL;
     if (flow->head == NULL)

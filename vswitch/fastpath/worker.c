@@ -20,7 +20,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
-    n = port->ops->rx(port, queue, frames, FF_BURST);
+    n = port->ops->rx(w, port, queue, frames, FF_BURST);
     if (n == 0)
         return 0;
     for (unsigned int i = 0; i < n; i++)
@@ -33,6 +33,8 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
+    if (port->ops->rx_done != NULL)
+        port->ops->rx_done(port, queue);
     return n;
 }
 

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A virtqueue from the device's side (virtio 1.1, sections 2.6 and 2.7), and
+ * the memory of the guest that owns it. Nothing here trusts the guest: every
+ * address goes through ff_mem_at with its length, every descriptor is read
+ * once, every index is checked. What breaks the rules is a fault: it stops
+ * this queue and no other.
+ */
+#ifndef FF_VRING_H
+#define FF_VRING_H
+
+#include <linux/virtio_net.h>
+#include <linux/virtio_ring.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "ff.h"
+#include "frame.h"
+#include "switch.h"
+
+#define FF_MEM_REGIONS 16u
+#define FF_CHAIN_MAX 1024u /* buffers in a chain: a 64 KB frame needs 17 pages at most */
+
+struct ff_region {
+    uint64_t gpa;
+    uint64_t size;
+    uint8_t *host;
+};
+struct ff_mem {
+    unsigned int n;
+    struct ff_region region[FF_MEM_REGIONS];
+};
+
+struct ff_vring {
+    _Atomic bool active; /* workers may use it */
+    bool packed;
+    bool mergeable;
+    bool event_idx;
+    uint8_t hdr_len; /* of the virtio-net header: 10 or 12 */
+    uint16_t size;   /* entries */
+    /* split: indices that only ever grow; packed: positions, with wrap counters */
+    uint16_t last_avail, last_used;
+    bool avail_wrap, used_wrap;
+    uint16_t signalled;  /* last_used when the driver was last told, split with event_idx */
+    uint16_t taken;      /* chains in hand, not yet given back */
+    uint16_t held;       /* packed: slot of the first of them, */
+    uint16_t held_flags; /* and the flags that will give all of them back */
+    uint8_t fault;       /* enum ff_fault */
+    int call_fd;
+    const struct ff_mem *mem;
+    union {
+        struct vring_desc *desc;
+        struct vring_packed_desc *packed_desc;
+    };
+    union {
+        struct vring_avail *avail;
+        struct vring_packed_desc_event *driver_event;
+    };
+    union {
+        struct vring_used *used;
+        struct vring_packed_desc_event *device_event;
+    };
+} __rte_cache_aligned;
+
+/* The flag that says "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
+void ff_vring_quiet(struct ff_vring *vq);
+
+/* The host address of `len` bytes at guest address `gpa`, or NULL. */
+static inline uint8_t *ff_mem_at(const struct ff_mem *mem, uint64_t gpa, uint32_t len) {
+    for (unsigned int i = 0; i < mem->n; i++) {
+        const struct ff_region *r = &mem->region[i];
+        uint64_t off = gpa - r->gpa;
+
+        if (likely(off < r->size))
+            return likely(len <= r->size - off) ? r->host + off : NULL;
+    }
+    return NULL;
+}
+
+/*
+ * Takes up to n frames that the driver sends (its transmit queue). The frames
+ * refer to the driver's buffers until ff_vring_rx_done gives these back.
+ */
+unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
+                         unsigned int n);
+void ff_vring_rx_done(struct ff_vring *vq);
+
+/*
+ * Copies frames into the buffers of the driver's receive queue; frees none.
+ * too_long counts frames that its buffers can never hold.
+ */
+struct ff_sent ff_vring_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
+                           uint32_t *too_long);
+
+/* ---- between vring.c, vring_split.c and vring_packed.c ---- */
+
+/* Notes the first fault; the caller stops where it is. */
+static inline void ff_vring_fault(struct ff_vring *vq, unsigned int fault) {
+    if (vq->fault == FF_FAULT_NONE)
+        vq->fault = (uint8_t)fault;
+}
+
+/* The buffers of one chain, each checked to be mapped. */
+struct ff_chain {
+    unsigned int n;
+    uint32_t len; /* bytes, of all buffers */
+    struct ff_seg seg[FF_CHAIN_MAX];
+};
+/* Adds a descriptor's buffer; false after a fault. Section 2.6.4.2: directions do not mix here. */
+static inline bool ff_chain_add(struct ff_vring *vq, struct ff_chain *c, uint64_t addr,
+                                uint32_t len, bool writable, bool write) {
+    const uint8_t *p;
+
+    if (unlikely(writable != write)) {
+        ff_vring_fault(vq, FF_FAULT_DIRECTION);
+        return false;
+    }
+    if (len == 0)
+        return true;
+    p = ff_mem_at(vq->mem, addr, len);
+    if (unlikely(p == NULL)) {
+        ff_vring_fault(vq, FF_FAULT_ADDRESS);
+        return false;
+    }
+    if (unlikely(c->n == FF_CHAIN_MAX || len > UINT32_MAX - c->len)) {
+        ff_vring_fault(vq, FF_FAULT_CHAIN);
+        return false;
+    }
+    c->seg[c->n++] = (struct ff_seg){p, len};
+    c->len += len;
+    return true;
+}
+
+/* Reads a frame from its beginning, piece by piece, for writing it elsewhere. */
+struct ff_reader {
+    const struct ff_frame *f;
+    const struct rte_mbuf *m;
+    const uint8_t *p;
+    uint32_t here;     /* bytes left at p */
+    unsigned int next; /* piece */
+};
+void ff_reader_start(struct ff_reader *r, const struct ff_frame *f);
+void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len);
+
+/*
+ * Builds a frame from the buffers of a chain, whose first hdr_len bytes are
+ * the virtio-net header; false when there are fewer.
+ */
+bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struct ff_chain *chain,
+                         unsigned int hdr_len);
+/* Writes len bytes of a frame to a chain, from byte `skip` of the chain on. */
+void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r, uint32_t len);
+
+static inline void ff_frame_from_buffer(struct ff_frame *f, struct ff_arena *arena,
+                                        const uint8_t *p, uint32_t len) {
+    uint8_t *head = arena->head[arena->n_heads++] + FF_HEAD_ROOM;
+    uint16_t head_len = (uint16_t)RTE_MIN(len, FF_HEAD_COPY);
+
+    memcpy(head, p, head_len);
+    f->head = head;
+    f->len = len;
+    f->head_len = head_len;
+    f->steer = 0;
+    f->n_segs = len > head_len;
+    f->seg = &arena->seg[arena->n_segs];
+    arena->seg[arena->n_segs] = (struct ff_seg){p + head_len, len - head_len};
+    arena->n_segs += f->n_segs;
+}
+
+/* The virtio-net header (section 5.1.6) of a frame that needs nothing done. */
+static inline void ff_put_header(uint8_t *p, unsigned int hdr_len, uint16_t num_buffers) {
+    memset(p, 0, 10);
+    if (hdr_len == 12) {
+        p[10] = (uint8_t)num_buffers;
+        p[11] = (uint8_t)(num_buffers >> 8);
+    }
+}
+
+/* Writes a whole frame to one buffer that holds it. */
+static inline void ff_put_frame(uint8_t *dst, const struct ff_frame *f) {
+    if (likely(f->n_segs == 1)) {
+        memcpy(dst, f->head, f->head_len);
+        memcpy(dst + f->head_len, f->seg->p, f->seg->len);
+    } else if (likely(f->head_len == f->len)) {
+        memcpy(dst, f->head, f->head_len);
+    } else {
+        struct ff_reader r;
+
+        ff_reader_start(&r, f);
+        ff_reader_copy(&r, dst, f->len);
+    }
+}
+
+unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
+                         unsigned int n);
+void ff_split_rx_done(struct ff_vring *vq);
+struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
+                           uint32_t *too_long);
+unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
+                          unsigned int n);
+void ff_packed_rx_done(struct ff_vring *vq);
+struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
+                            uint32_t *too_long);
+
+#endif

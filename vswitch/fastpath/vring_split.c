@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Split virtqueues, virtio 1.1 section 2.6, from the device's side. */
+#include <emmintrin.h>
+#include <unistd.h>
+
+#include <rte_atomic.h>
+#include <rte_prefetch.h>
+
+#include "vring.h"
+
+/* A descriptor as it was at one moment: one 16-byte load, whatever the driver does next. */
+static inline struct vring_desc desc_read(const struct vring_desc *table, uint32_t i) {
+    const volatile __m128i *at = (const volatile __m128i *)(const void *)&table[i];
+    __m128i v = *at;
+    struct vring_desc d;
+
+    memcpy(&d, &v, sizeof(d));
+    return d;
+}
+
+static inline uint16_t load_index(const __virtio16 *p) {
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+/* How many chains the driver has made available, section 2.6.13. */
+static inline unsigned int available(struct ff_vring *vq) {
+    uint16_t n = (uint16_t)(load_index(&vq->avail->idx) - vq->last_avail);
+
+    if (unlikely(n > vq->size)) {
+        ff_vring_fault(vq, FF_FAULT_AVAIL_JUMP);
+        return 0;
+    }
+    return n;
+}
+
+/* Section 2.6.7: an interrupt, unless the driver said that it wants none yet. */
+static void notify(struct ff_vring *vq) {
+    uint16_t old = vq->signalled;
+    bool wanted;
+
+    rte_smp_mb(); /* used->idx is written before what the driver asks for is read */
+    vq->signalled = vq->last_used;
+    if (vq->event_idx)
+        wanted = vring_need_event(load_index(&vq->avail->ring[vq->size]), vq->last_used, old);
+    else
+        wanted = !(load_index(&vq->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
+    if (unlikely(wanted && vq->call_fd >= 0)) {
+        uint64_t one = 1;
+
+        if (write(vq->call_fd, &one, sizeof(one)) < 0)
+            return; /* the counter is full: the driver has been told */
+    }
+}
+
+static inline void used_put(struct ff_vring *vq, uint16_t offset, uint16_t head, uint32_t len) {
+    struct vring_used_elem *e =
+        &vq->used->ring[(uint16_t)(vq->last_used + offset) & (vq->size - 1u)];
+
+    e->id = head;
+    e->len = len;
+}
+
+static inline void used_publish(struct ff_vring *vq, uint16_t n) {
+    vq->last_used = (uint16_t)(vq->last_used + n);
+    __atomic_store_n(&vq->used->idx, vq->last_used, __ATOMIC_RELEASE);
+    notify(vq);
+}
+
+/* The buffers of the chain at `i`, section 2.6.5; false after a fault. */
+static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_chain *c) {
+    const struct vring_desc *table = vq->desc;
+    uint32_t size = vq->size, steps = 0;
+
+    c->n = 0;
+    c->len = 0;
+    for (;;) {
+        struct vring_desc d;
+
+        if (unlikely(i >= size)) {
+            ff_vring_fault(vq, FF_FAULT_INDEX);
+            return false;
+        }
+        if (unlikely(++steps > size)) {
+            ff_vring_fault(vq, FF_FAULT_CHAIN);
+            return false;
+        }
+        d = desc_read(table, i);
+        if (d.flags & VRING_DESC_F_INDIRECT) {
+            /* 2.6.5.3.1: neither nested nor continued, and not empty */
+            if (table != vq->desc || d.flags & VRING_DESC_F_NEXT || d.len == 0 ||
+                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX || d.addr % 16 != 0) {
+                ff_vring_fault(vq, FF_FAULT_INDIRECT);
+                return false;
+            }
+            table = (const struct vring_desc *)(const void *)ff_mem_at(vq->mem, d.addr, d.len);
+            if (table == NULL) {
+                ff_vring_fault(vq, FF_FAULT_ADDRESS);
+                return false;
+            }
+            size = d.len / sizeof(d);
+            steps = 0;
+            i = 0;
+            continue;
+        }
+        if (!ff_chain_add(vq, c, d.addr, d.len, d.flags & VRING_DESC_F_WRITE, write))
+            return false;
+        if (!(d.flags & VRING_DESC_F_NEXT))
+            return true;
+        i = d.next;
+    }
+}
+
+/*
+ * The one buffer of the chain at `head`, when it is a plain one that holds at
+ * least min_len bytes; else NULL, and the chain has to be walked.
+ */
+static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_t flags,
+                                     uint32_t min_len, uint32_t *len) {
+    struct vring_desc d = desc_read(vq->desc, head);
+
+    if (unlikely((d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) !=
+                     flags ||
+                 d.len < min_len))
+        return NULL;
+    *len = d.len;
+    return ff_mem_at(vq->mem, d.addr, d.len);
+}
+
+static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
+    return __atomic_load_n(&vq->avail->ring[(uint16_t)(vq->last_avail + offset) & (vq->size - 1u)],
+                           __ATOMIC_RELAXED);
+}
+
+/* A frame whose chain is not one buffer; 0: taken, 1: no room left in the arena, -1: fault. */
+static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
+                    struct ff_frame *f) {
+    struct ff_chain c;
+
+    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+        return 1;
+    if (!chain_read(vq, head, false, &c))
+        return -1;
+    if (!ff_frame_from_chain(f, arena, &c, vq->hdr_len)) {
+        ff_vring_fault(vq, FF_FAULT_SHORT);
+        return -1;
+    }
+    return 0;
+}
+
+unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
+                         unsigned int n) {
+    unsigned int ready = available(vq), i;
+    uint16_t head[FF_BURST];
+    uint8_t *buf[FF_BURST];
+    uint32_t len[FF_BURST];
+
+    n = RTE_MIN(n, ready);
+    if (n == 0)
+        return 0;
+    for (i = 0; i < n; i++) {
+        head[i] = avail_head(vq, (uint16_t)i);
+        if (unlikely(head[i] >= vq->size)) {
+            ff_vring_fault(vq, FF_FAULT_INDEX);
+            n = i;
+            break;
+        }
+        rte_prefetch0(&vq->desc[head[i]]);
+    }
+    for (i = 0; i < n; i++) {
+        buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
+        rte_prefetch0(buf[i]);
+        rte_prefetch0(buf[i] + 64);
+    }
+    for (i = 0; i < n; i++) {
+        if (likely(buf[i] != NULL))
+            ff_frame_from_buffer(&frames[i], arena, buf[i] + vq->hdr_len, len[i] - vq->hdr_len);
+        else if (rx_chain(vq, arena, head[i], &frames[i]) != 0)
+            break;
+        used_put(vq, (uint16_t)i, head[i], 0);
+    }
+    vq->last_avail = (uint16_t)(vq->last_avail + i);
+    vq->taken = (uint16_t)i;
+    return i;
+}
+
+void ff_split_rx_done(struct ff_vring *vq) {
+    used_publish(vq, vq->taken);
+}
+
+/* Receive buffers gathered for one frame. */
+struct gather {
+    uint16_t heads; /* taken, from *at on */
+    bool short_of;  /* the driver has offered too few */
+    bool too_long;  /* no chain of this driver can hold it */
+};
+
+/* A frame that needs several buffers, or several chains (section 5.1.6.4). */
+static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, uint16_t at,
+                               unsigned int ready) {
+    uint8_t *header = NULL;
+    struct gather g = {0};
+    uint32_t left = f->len;
+    struct ff_reader r;
+    struct ff_chain c;
+
+    ff_reader_start(&r, f);
+    do {
+        uint32_t skip = g.heads == 0 ? vq->hdr_len : 0, part;
+        uint16_t head;
+
+        if (at + g.heads == ready) {
+            g.short_of = true;
+            return g;
+        }
+        head = avail_head(vq, (uint16_t)(at + g.heads));
+        if (!chain_read(vq, head, true, &c))
+            return g;
+        if (c.len <= skip || c.seg[0].len < skip) {
+            ff_vring_fault(vq, FF_FAULT_SHORT);
+            return g;
+        }
+        part = RTE_MIN(left, c.len - skip);
+        if (part < left && !vq->mergeable) {
+            g.too_long = true;
+            return g;
+        }
+        if (g.heads == 0)
+            header = (uint8_t *)(uintptr_t)c.seg[0].p;
+        ff_chain_write(&c, skip, &r, part);
+        used_put(vq, (uint16_t)(at + g.heads), head, part + skip);
+        left -= part;
+        g.heads++;
+    } while (left > 0);
+    ff_put_header(header, vq->hdr_len, g.heads);
+    return g;
+}
+
+struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
+                           uint32_t *too_long) {
+    unsigned int ready = available(vq), plain = RTE_MIN(ready, n);
+    struct ff_sent sent = {0};
+    uint16_t head[FF_BURST];
+    uint8_t *buf[FF_BURST];
+    uint32_t len;
+    uint16_t at = 0; /* chains used */
+
+    for (unsigned int i = 0; i < plain; i++) {
+        head[i] = avail_head(vq, (uint16_t)i);
+        if (unlikely(head[i] >= vq->size)) {
+            ff_vring_fault(vq, FF_FAULT_INDEX);
+            plain = ready = i;
+            break;
+        }
+        rte_prefetch0(&vq->desc[head[i]]);
+    }
+    for (unsigned int i = 0; i < plain; i++) {
+        buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
+        __builtin_prefetch(buf[i], 1);
+        __builtin_prefetch(buf[i] + 64, 1);
+    }
+    for (unsigned int i = 0; i < n; i++) {
+        /* as long as each frame took one chain, buf[] is about the right one */
+        if (likely(i < plain && at == i && buf[i] != NULL)) {
+            ff_put_header(buf[i], vq->hdr_len, 1);
+            ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
+            used_put(vq, at++, head[i], vq->hdr_len + frames[i].len);
+        } else {
+            struct gather g = tx_chains(vq, &frames[i], at, ready);
+
+            if (g.too_long) {
+                ++*too_long;
+                continue;
+            }
+            if (g.short_of || vq->fault != FF_FAULT_NONE)
+                break;
+            at = (uint16_t)(at + g.heads);
+        }
+        sent.packets++;
+        sent.bytes += frames[i].len;
+    }
+    if (at > 0) {
+        vq->last_avail = (uint16_t)(vq->last_avail + at);
+        used_publish(vq, at);
+    }
+    return sent;
+}
