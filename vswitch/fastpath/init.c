@@ -119,6 +119,8 @@ int ff_init(const struct ff_conf *conf, char *err) {
     rc = ff_log_open();
     if (rc == 0)
         rc = ff_event_init();
+    if (rc == 0)
+        rc = ff_sigbus_init();
     if (rc != 0) {
         snprintf(err, FF_ERR_LEN, "cannot start: %s", strerror(-rc));
         return rc;

@@ -128,6 +128,7 @@ static void mem_load(struct vhost_dev *d) {
     struct rte_vhost_memory *mem;
 
     d->mem.n = 0;
+    atomic_store(&d->mem.lost, false);
     if (rte_vhost_get_mem_table(d->vid, &mem) != 0)
         return;
     for (uint32_t i = 0; i < mem->nregions && i < FF_MEM_REGIONS; i++)
@@ -135,6 +136,8 @@ static void mem_load(struct vhost_dev *d) {
             .gpa = mem->regions[i].guest_phys_addr,
             .size = mem->regions[i].size,
             .host = (uint8_t *)(uintptr_t)mem->regions[i].host_user_addr,
+            .map = mem->regions[i].mmap_addr,
+            .map_size = mem->regions[i].mmap_size,
         };
     free(mem);
 }
@@ -187,6 +190,7 @@ static enum rte_vhost_msg_result before_message(int vid, void *msg) {
     struct vhost_dev *d = dev_of(vid);
     struct message *m = msg;
 
+    ff_sigbus_expected();
     if (d == NULL)
         return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
     if (m->request == VHOST_USER_GET_QUEUE_NUM) {
@@ -209,6 +213,7 @@ static enum rte_vhost_msg_result after_message(int vid, void *msg) {
     if (d == NULL)
         return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
     if (m->request == VHOST_USER_SET_MEM_TABLE) {
+        mem_load(d);
         if (d->running)
             all_start(d);
         else
@@ -241,6 +246,7 @@ static void destroy_connection(int vid) {
     if (d == NULL || d->vid != vid)
         return;
     d->vid = -1;
+    d->mem.n = 0;
     ff_port_state(d->port, FF_PORT_LOST, "the peer closed the connection; %s",
                   d->server ? "listening for it" : "reconnecting");
 }
@@ -284,7 +290,6 @@ static void destroy_device(int vid) {
     d->running = false;
     ff_synchronize();
     all_stop(d); /* from here on no worker uses the rings or the memory */
-    d->mem.n = 0;
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer stopped the device");
 }
 
@@ -311,6 +316,12 @@ static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vri
                   ff_fault_name(vq->fault));
 }
 
+static inline bool broken(const struct vhost_dev *d, struct ff_vring *vq) {
+    if (unlikely(atomic_load_explicit(&d->mem.lost, memory_order_relaxed)))
+        vq->fault = FF_FAULT_MEMORY; /* whatever the zeros looked like */
+    return unlikely(vq->fault != FF_FAULT_NONE);
+}
+
 static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                              struct ff_frame *frames, unsigned int n) {
     struct vhost_dev *d = port->dev;
@@ -319,7 +330,7 @@ static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned
     if (unlikely(!usable(vq)))
         return 0;
     n = ff_vring_rx(vq, &w->arena, frames, n);
-    if (unlikely(vq->fault != FF_FAULT_NONE))
+    if (unlikely(broken(d, vq)))
         stop_faulty(w, port, vq, "transmit", queue);
     return n;
 }
@@ -343,8 +354,11 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
             w->port_stats[port->id].drop[FF_DROP_TX_OVERSIZE] += too_long;
             sent.accounted = too_long;
         }
-        if (unlikely(vq->fault != FF_FAULT_NONE))
+        if (unlikely(broken(d, vq)))
             stop_faulty(w, port, vq, "receive", queue);
+    } else {
+        w->port_stats[port->id].drop[FF_DROP_PORT_DOWN] += n;
+        sent.accounted = n;
     }
     for (unsigned int i = 0; i < n; i++)
         ff_frame_free(&frames[i]);
@@ -435,6 +449,12 @@ static void vhost_info(struct ff_port *port, struct ff_port_info *info) {
         info->features = d->features;
 }
 
+static struct ff_mem *vhost_mem(struct ff_port *port) {
+    struct vhost_dev *d = port->dev;
+
+    return d != NULL ? &d->mem : NULL; /* NULL while it opens */
+}
+
 const struct ff_port_ops ff_port_vhost_ops = {
     .open = vhost_open,
     .close = vhost_close,
@@ -442,4 +462,5 @@ const struct ff_port_ops ff_port_vhost_ops = {
     .rx_done = vhost_rx_done,
     .tx = vhost_tx,
     .info = vhost_info,
+    .mem = vhost_mem,
 };

@@ -21,6 +21,7 @@
 
 struct ff_worker;
 struct ff_port;
+struct ff_mem;
 
 /* What a port's tx did with the frames that it was given. */
 struct ff_sent {
@@ -44,6 +45,7 @@ struct ff_port_ops {
     struct ff_sent (*tx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                          struct ff_frame *frames, unsigned int n);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
+    struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
@@ -189,6 +191,10 @@ void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 int ff_event_init(void);
 void ff_event_forget(uint16_t port_id);
+
+int ff_sigbus_init(void);
+/* Says that this thread may touch guest memory before any port knows of it. */
+void ff_sigbus_expected(void);
 
 int ff_tap_init(void);
 int ff_upcall_init(struct ff_worker *w);

@@ -25,8 +25,11 @@ struct ff_region {
     uint64_t gpa;
     uint64_t size;
     uint8_t *host;
+    uint8_t *map; /* the whole mapping, of which host is a part */
+    size_t map_size;
 };
 struct ff_mem {
+    _Atomic bool lost; /* its file was truncated: see sigbus.c */
     unsigned int n;
     struct ff_region region[FF_MEM_REGIONS];
 };
