@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import select
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.frontend import FrontEnd
-from vswitch.slowpath.fastpath import FastPath, PortStats
-from vswitch.slowpath.types import Action, Drop, Finish, Flow, PortConfig, PortState, PortType, TapRecord, Upcall
+from vswitch.slowpath.fastpath import FastPath
+from vswitch.slowpath.types import Action, Drop, Finish, Flow, PortConfig, PortState, PortType, Upcall
 
 TIMEOUT = 10.0
+GONE = 0  # the port number under which the counters of removed ports go on
 TICK_MS = 1  # how often counters, which signal nothing, are looked at
 
 # Told of an upcall, returns the flows to install and what to do with the packet itself.
@@ -23,7 +23,7 @@ Policy = Callable[[Upcall], tuple[Sequence[Flow], Sequence[Action]]]
 
 
 class Fates(NamedTuple):
-    """What became of the packets since the ports were added: received + replicated = sent + dropped + parked."""
+    """What became of the packets since the test began: received + replicated = sent + dropped + parked."""
 
     received: int
     replicated: int
@@ -42,8 +42,7 @@ class Attached:
 
     id: int
     config: PortConfig
-    front: FrontEnd | None
-    base: PortStats
+    front: FrontEnd | None = None
     sent_before: int = 0
 
     @property
@@ -61,7 +60,7 @@ class Switch:
         self.upcalls: list[Upcall] = []  # without a policy: raised and not finished
         self._states: dict[int, list[PortState]] = {}
         self._flows: list[int] = []
-        self._parked_base = self._parked()
+        self._before = self._totals([GONE])
         self._poller = select.poll()
         for fd in (fastpath.event_fd, fastpath.upcall_fd):
             self._poller.register(fd, select.POLLIN)
@@ -93,11 +92,11 @@ class Switch:
         port_id = self.fp.port_add(config)
         assert port_id not in self.ports
         self._states.setdefault(port_id, [])
-        self.ports[port_id] = Attached(port_id, config, None, self.fp.port_stats(port_id))
+        self.ports[port_id] = Attached(port_id, config)
         return self.ports[port_id]
 
     def delete(self, port: Attached) -> None:
-        """Removes the port, then its front-end. Its counters are no longer in `fates`."""
+        """Removes the port, then its front-end. Its counters stay in `fates`."""
         self.fp.port_del(port.id)
         del self.ports[port.id]
         self._states.pop(port.id, None)
@@ -143,40 +142,32 @@ class Switch:
     # ---- counters -----------------------------------------------------------
 
     def received(self, port: Attached) -> int:
-        return self.fp.port_stats(port.id).rx_packets - port.base.rx_packets
+        return self.fp.port_stats(port.id).rx_packets
 
     def sent(self, port: Attached) -> int:
-        return self.fp.port_stats(port.id).tx_packets - port.base.tx_packets
+        return self.fp.port_stats(port.id).tx_packets
 
     def drops(self, port: Attached) -> dict[Drop, int]:
-        """Drops counted on the port since it was added, without zeros."""
-        now = self.fp.port_stats(port.id).drops
-        delta = Counter(now)
-        delta.subtract(port.base.drops)
-        return {reason: delta[reason.label] for reason in Drop if delta[reason.label]}
+        """Drops counted on the port, without zeros."""
+        return {reason: n for reason in Drop if (n := self.fp.port_stats(port.id).drops.get(reason.label, 0))}
 
     def fates(self) -> Fates:
-        received = replicated = sent = dropped = 0
-        for port in self.ports.values():
-            now = self.fp.port_stats(port.id)
-            received += now.rx_packets - port.base.rx_packets
-            replicated += now.replicated - port.base.replicated
-            sent += now.tx_packets - port.base.tx_packets
-            dropped += sum(now.drops.values()) - sum(port.base.drops.values())
-        return Fates(received, replicated, sent, dropped, self._parked() - self._parked_base)
+        now = self._totals([GONE, *self.ports])
+        return Fates(*(after - before for after, before in zip(now, self._before, strict=True)))
 
-    def settle(self) -> Fates:
-        """Waits until every frame that the front-ends sent has met its fate; returns the fates.
+    def settle(self, parked: int | None = 0) -> Fates:
+        """Waits until every frame that the front-ends sent has met its fate, and `parked` of them
+        (None: any number) wait for a verdict; returns the fates.
 
-        With a policy no packet stays parked. Counters are read one by one while the
-        workers go on, so only two equal, balanced readings in a row count.
+        Counters are read one by one while the workers go on, so only two equal, balanced
+        readings in a row count.
         """
         last: Fates | None = None
 
         def settled() -> bool:
             nonlocal last
-            before, last = last, self.fates()
-            return last == before and last.balanced and self._all_taken() and not (self.policy and last.parked)
+            before, last = last if self._all_taken() else None, self.fates()
+            return last == before and last.balanced and parked in {None, last.parked}
 
         self.wait(settled, lambda: f"all packets to meet their fate: {last}, {self._report()}")
         assert last is not None
@@ -199,7 +190,7 @@ class Switch:
         """Checks the law of the counters, then removes everything."""
         try:
             if self.ports:
-                self.settle()
+                self.settle(parked=None)
         finally:
             self.policy = None
             for port in list(self.ports.values()):
@@ -220,8 +211,15 @@ class Switch:
             self.install(*flows)
             self.fp.finish([Finish(upcall.id, tuple(actions))])
 
-    def _parked(self) -> int:
-        return sum(worker.parked for worker in self.fp.worker_stats())
+    def _totals(self, ids: Iterable[int]) -> Fates:
+        stats = [self.fp.port_stats(port_id) for port_id in ids]
+        return Fates(
+            sum(port.rx_packets for port in stats),
+            sum(port.replicated for port in stats),
+            sum(port.tx_packets for port in stats),
+            sum(sum(port.drops.values()) for port in stats),
+            sum(worker.parked for worker in self.fp.worker_stats()),
+        )
 
     def _all_taken(self) -> bool:
         return all(
@@ -236,6 +234,3 @@ class Switch:
             + " ".join(f"{reason.label} {n}" for reason, n in self.drops(port).items())
             for port in self.ports.values()
         )
-
-
-__all__ = ["Attached", "Fates", "Policy", "Switch", "TapRecord"]

@@ -247,4 +247,3 @@ def test_an_action_on_a_port_that_is_gone(switch: Switch) -> None:
     assert switch.settle() == (40, 40, 40, 40, 0)
     assert switch.drops(a) == {Drop.PORT_GONE: 40}
     assert c.peer.receive() == frames
-
