@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D101, D102 (FastPath itself says what they are)
 """What the daemon needs of the fast path, so that its glue can be tested without one."""
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from vswitch.slowpath.types import (
     PortState,
     Upcall,
 )
+
+
+class FastPathError(Exception):
+    """The fast path refused; str() is one line for people."""
 
 
 @dataclass(frozen=True, slots=True)
