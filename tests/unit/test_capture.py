@@ -6,16 +6,15 @@ import subprocess
 from pathlib import Path
 
 from vswitch.slowpath import capture
-from vswitch.slowpath.interfaces import TapRecord
-from vswitch.slowpath.taps import Tap
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, TapRecord
 from vswitch.slowpath.types import Drop
 
 T0 = 1_700_000_000_123_456_789
 FRAME = bytes.fromhex("020000000002020000000001080600010800060400010200000000010a0000010000000000000a000002")
 
 
-def record(number: int, kind: Tap = Tap.RX, frame: bytes = FRAME, frame_len: int = 0) -> TapRecord:
-    return TapRecord(T0 + number, 1, kind, Drop.NONE, frame_len or len(frame), frame, 0, ())
+def record(number: int, kind: int = TAP_RX, frame: bytes = FRAME, frame_len: int = 0) -> TapRecord:
+    return TapRecord(T0 + number, 1, kind, Drop.NONE, frame_len or len(frame), frame, 0, 0, ())
 
 
 class Reader:
@@ -55,7 +54,7 @@ def test_read_by_tshark(tmp_path: Path) -> None:
     reader = Reader()
     stream = reader.capture()
     stream.begin("web0")
-    stream.records([record(0), record(1, Tap.TX), record(2, frame=FRAME + b"x")])
+    stream.records([record(0), record(1, TAP_TX), record(2, frame=FRAME + b"x")])
     stream.end()
     path = tmp_path / "x.pcapng"
     path.write_bytes(reader.data)

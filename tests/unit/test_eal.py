@@ -11,7 +11,9 @@ from vswitch.slowpath import eal
 from vswitch.slowpath.errors import StartError
 
 
-@pytest.mark.parametrize(("text", "cpus"), [("3", (3,)), ("2,4-6", (2, 4, 5, 6)), (" 1 , 0", (0, 1)), ("1,1-2", (1, 2))])
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("3", (3,)), ("2,4-6", (2, 4, 5, 6)), (" 1 , 0", (0, 1)), ("1,1-2", (1, 2))]
+)
 def test_cpu_list(text: str, cpus: tuple[int, ...]) -> None:
     assert eal.parse_cpus(text) == cpus
 
@@ -72,7 +74,7 @@ def test_large_pool_gets_more_memory() -> None:
 
 def test_arguments_with_huge_pages() -> None:
     args = eal.eal_args((2, 3), {0, 1, 2, 3, 6}, eal.Memory(True, 0), 77)
-    assert args[:3] == ["ffswitchd", "--lcores", "0@(0-3,6),1@(2),2@(3)"]
+    assert args[:2] == ["--lcores", "0@(0-3,6),1@(2),2@(3)"]
     assert {"--in-memory", "--single-file-segments", "--no-telemetry"} <= set(args)
     assert not {"--no-huge", "-m"} & set(args)
 

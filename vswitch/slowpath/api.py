@@ -13,12 +13,12 @@ from vswitch import __version__
 from vswitch.slowpath import stats
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
 from vswitch.slowpath.errors import BadParams, SwitchError
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX
 from vswitch.slowpath.flowtext import actions_text, key_fields, mac_text, match_text
 from vswitch.slowpath.params import entry_of, flag, number, optional_entry
 from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, whole_number
 from vswitch.slowpath.rpc import Client, Method, Params, Stream
 from vswitch.slowpath.switch import PortEntry, Switch
-from vswitch.slowpath.taps import Tap
 from vswitch.slowpath.trace import Tracer
 from vswitch.slowpath.types import ActionType, Flow
 
@@ -28,7 +28,7 @@ WAIT_MAX_S = 3600.0
 SPIN_US = 50
 IDLE_SLEEP_MAX_US = 100_000
 
-_DIRECTIONS = {"both": Tap.RX | Tap.TX, "rx": Tap.RX, "tx": Tap.TX}
+_DIRECTIONS = {"both": TAP_RX | TAP_TX, "rx": TAP_RX, "tx": TAP_TX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ class Api:
             raise BadParams(f"direction: say {', '.join(_DIRECTIONS)}")
         return Stream({"ok": True}, lambda: self._run_capture(entry, snaplen, kinds, client))
 
-    async def _run_capture(self, entry: PortEntry, snaplen: int, kinds: Tap, client: Client) -> None:
+    async def _run_capture(self, entry: PortEntry, snaplen: int, kinds: int, client: Client) -> None:
         taps = self._switch.taps
         capture = Capture(client.write, client.backlog, snaplen, lambda: taps.lost)
         capture.begin(entry.config.name)

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vswitch import __version__
-from vswitch.slowpath.interfaces import TapRecord
-from vswitch.slowpath.taps import Tap
+from vswitch.slowpath.fastpath import TAP_RX, TapRecord
 
 SNAPLEN_MAX = 262144
 
@@ -110,7 +109,7 @@ class Capture:
             missing = self._dropped - self._dropped_told
             self._dropped_told = self._dropped
             frame = record.frame[: self._snaplen]
-            inbound = record.kind == Tap.RX
+            inbound = record.kind == TAP_RX
             blocks.append(packet(record.time_ns, frame, record.frame_len, inbound=inbound, lost_before=missing))
         self._write(b"".join(blocks))
 

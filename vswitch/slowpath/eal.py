@@ -86,9 +86,9 @@ def choose_memory(memory_mb: int | None, no_huge: bool | None, mbufs: int, huge_
 
 
 def eal_args(cpus: Sequence[int], allowed: Iterable[int], memory: Memory, pid: int) -> list[str]:
-    """The arguments for EAL, argv[0] included: control thread on all `allowed` CPUs, worker i on cpus[i]."""
+    """The arguments for EAL, without argv[0]: control thread on all `allowed` CPUs, worker i on cpus[i]."""
     lcores = [f"0@({format_cpus(allowed)})"] + [f"{i}@({cpu})" for i, cpu in enumerate(cpus, start=1)]
-    args = ["ffswitchd", "--lcores", ",".join(lcores), "--main-lcore", "0", "--no-telemetry"]
+    args = ["--lcores", ",".join(lcores), "--main-lcore", "0", "--no-telemetry"]
     # An allow-list that names no NIC: EAL must not take every PCI device that it finds; ports name theirs.
     args += ["-a", "0000:00:00.0"]
     if memory.huge:
@@ -107,12 +107,6 @@ def check_dpdk(version: str) -> None:
     wanted = ".".join(map(str, MIN_DPDK))
     if not match or tuple(map(int, match.groups())) < MIN_DPDK:
         raise StartError(f"{one_line(version)} is too old: ffswitch needs DPDK {wanted} or later: apt upgrade dpdk")
-
-
-def fold_log(lines: Iterable[str], limit: int = 3) -> str:
-    """The last `limit` of DPDK's lines as one, without prefixes and repetitions."""
-    texts = dict.fromkeys(re.sub(r"^[A-Z_]+: ", "", one_line(line)) for line in lines if line.strip())
-    return "; ".join(list(texts)[-limit:])
 
 
 def free_huge_mb(sysfs: Path = Path("/sys/kernel/mm/hugepages")) -> int:

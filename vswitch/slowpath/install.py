@@ -6,7 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from vswitch.slowpath.interfaces import FastPathApi, FastPathError
+from vswitch.slowpath.fastpath import FastPathError
+from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.types import AddFlow, Command, DelFlow, Finish, FlowStats, Notice
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class Installer:
         self._fast_path = fast_path
         self._ids: dict[int, int] = {}
         self._handles: dict[int, int] = {}
-        self._refused = False
+        self._refused = False  # a full table refuses packet after packet: one line when it begins is enough
 
     def execute(self, commands: Iterable[Command]) -> None:
         """Do `commands`: flow changes in their order, then all verdicts, so that what was parked finds its flow."""
@@ -46,23 +47,23 @@ class Installer:
             self._fast_path.finish(verdicts)
 
     def _add(self, adds: Sequence[AddFlow]) -> list[AddFlow]:
-        if not adds:
-            return []
-        try:
-            ids = self._fast_path.flow_add([add.flow for add in adds])
-        except FastPathError as error:
-            ids = ()
-            why = f": {error}"
-        else:
-            why = ""
-        for add, flow_id in zip(adds, ids, strict=False):
-            self._ids[add.handle] = flow_id
-            self._handles[flow_id] = add.handle
-        # A full table fails again with every packet: one line when it begins is enough.
-        refused = len(ids) < len(adds)
-        if refused and not self._refused:
-            log.warning("the flow table takes no more flows, packets go on through the slow path%s", why)
-        self._refused = refused
+        todo = list(adds)
+        while todo:
+            refused = ""
+            try:
+                ids = self._fast_path.flow_add([add.flow for add in todo])
+            except FastPathError as error:
+                refused, ids = error.args
+            for add, flow_id in zip(todo, ids, strict=False):
+                self._ids[add.handle] = flow_id
+                self._handles[flow_id] = add.handle
+            if refused:
+                # What it did before, if it was there before, is no longer what it should do.
+                self._delete([todo[len(ids)].handle])
+            if refused and not self._refused:
+                log.warning("a flow cannot be installed, its packets go through the slow path: %s", refused)
+            self._refused = bool(refused)
+            todo = todo[len(ids) + 1 :]
         return []
 
     def _delete(self, handles: Sequence[int]) -> list[int]:

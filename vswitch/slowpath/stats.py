@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from vswitch.slowpath.interfaces import PortStats, WorkerStats
+from vswitch.slowpath.fastpath import PortStats, WorkerStats
 
 
 @dataclass(slots=True)
@@ -26,13 +25,6 @@ class Counters:
         self.sent += stats.tx_packets
         self.dropped.update(stats.drops)
 
-    def merge(self, other: Counters) -> None:
-        """Add those of `other`."""
-        self.received += other.received
-        self.replicated += other.replicated
-        self.sent += other.sent
-        self.dropped.update(other.dropped)
-
     def to_json(self, parked: int) -> dict[str, object]:
         """`parked`: packets that wait for a verdict now."""
         balance = self.received + self.replicated - self.sent - self.dropped.total() - parked
@@ -40,24 +32,30 @@ class Counters:
             "received": self.received,
             "replicated": self.replicated,
             "sent": self.sent,
-            "dropped": _nonzero(self.dropped),
+            "dropped": dict(self.dropped),
             "parked": parked,
             "balanced": balance == 0,
         }
 
 
-def _nonzero(drops: Iterable[tuple[str, int]] | Counter[str]) -> dict[str, int]:
-    return {reason: n for reason, n in dict(drops).items() if n}
-
-
 def port_to_json(stats: PortStats) -> dict[str, object]:
-    """A port's counters; of its drop reasons those that occurred."""
-    return asdict(stats) | {"drops": _nonzero(Counter(stats.drops))}
+    """A port's counters, in all and of each worker; of its drop reasons those that occurred."""
+    return {
+        "rx_packets": stats.rx_packets,
+        "rx_bytes": stats.rx_bytes,
+        "tx_packets": stats.tx_packets,
+        "tx_bytes": stats.tx_bytes,
+        "replicated": stats.replicated,
+        "upcalls": stats.upcalls,
+        "drops": stats.drops,
+        "queues": [queue._asdict() for queue in stats.queues],
+        "workers": [port_to_json(worker) for worker in stats.workers],
+    }
 
 
 def worker_to_json(stats: WorkerStats) -> dict[str, object]:
     """A worker's counters, and how much of its loops found packets."""
-    return asdict(stats) | {"busy_pct": round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)}
+    return stats._asdict() | {"busy_pct": round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)}
 
 
 def traffic(stats: PortStats) -> dict[str, int]:

@@ -20,7 +20,8 @@ from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import DevargsError
 from vswitch.slowpath.errors import SwitchError
 from vswitch.slowpath.install import Installer
-from vswitch.slowpath.interfaces import FastPathApi, FastPathError
+from vswitch.slowpath.fastpath import FastPathError
+from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.ports import change_port, differences
 from vswitch.slowpath.stats import Counters
 from vswitch.slowpath.taps import TapHub
@@ -43,6 +44,9 @@ log = logging.getLogger(__name__)
 _STATS_CHUNK = 2048
 # A port of the state file that cannot be opened is tried again after 1, 2, 4 ... seconds.
 _RETRY_MAX_S = 60.0
+
+# Where the fast path keeps the counters of ports that exist no more.
+_GONE = 0
 
 _UNDECIDED = (Action(ActionType.DROP, Drop.POLICY),)
 
@@ -87,7 +91,6 @@ class Switch:
         self.flows = Installer(fast_path)
         self.taps = TapHub(fast_path)
         self.ports: dict[str, PortEntry] = {}
-        self.gone = Counters()  # what ports that exist no more have counted
         self._by_id: dict[int, PortEntry] = {}
         self._state_file = run_dir / "state.json"
         self._check_devargs = check_devargs
@@ -145,7 +148,6 @@ class Switch:
         try:
             port_id = self.fast_path.port_add(config)
             undo.callback(self.fast_path.port_del, port_id)
-            self.fast_path.port_set_parked_max(port_id, config.upcall_budget)
             info = self.fast_path.port_info(port_id)
         except FastPathError as error:
             raise SwitchError(f"port {config.name}: {error}") from None
@@ -185,8 +187,6 @@ class Switch:
         self._forget(entry)
         if entry.id:
             self.fast_path.port_del(entry.id)
-            # Its number may be given to another port, which must not get what was meant for this one.
-            self.on_events()
         stays = portdir.remove(self._directory(name))
         if stays:
             log.warning("port %s: %s", name, stays)
@@ -318,10 +318,9 @@ class Switch:
     # ---- for the command line ---------------------------------------------------
 
     def counters(self) -> Counters:
-        """What all ports have counted, those that are gone included."""
+        """What all ports have counted, those that exist no more included."""
         sums = Counters()
-        sums.merge(self.gone)
-        for port_id in self._by_id:
+        for port_id in (_GONE, *self._by_id):
             sums.add(self.fast_path.port_stats(port_id))
         return sums
 

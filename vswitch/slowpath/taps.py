@@ -6,25 +6,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 
-from vswitch.slowpath.interfaces import FastPathApi, TapRecord
-
-
-class Tap(IntFlag):
-    """FF_TAP_* of ff.h."""
-
-    RX = 1
-    TX = 2
-    TRACE = 4
+from vswitch.slowpath.fastpath import TapRecord
+from vswitch.slowpath.interfaces import FastPathApi
 
 
 @dataclass(eq=False, slots=True)
 class Subscription:
-    """What one reader wants; `port_id` None: of every port. `ended` is set when its port goes."""
+    """What one reader wants; `kinds`: a union of TAP_*. `port_id` None: every port. `ended`: its port is gone."""
 
     port_id: int | None
-    kinds: Tap
+    kinds: int
     snaplen: int
     deliver: Callable[[Sequence[TapRecord]], None]
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,7 +36,7 @@ class TapHub:
         return self._fast_path.taps_lost
 
     def subscribe(
-        self, port_id: int | None, kinds: Tap, snaplen: int, deliver: Callable[[Sequence[TapRecord]], None]
+        self, port_id: int | None, kinds: int, snaplen: int, deliver: Callable[[Sequence[TapRecord]], None]
     ) -> Subscription:
         """Call `deliver` (which must not block) with every matching record from now on."""
         subscription = Subscription(port_id, kinds, snaplen, deliver)

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from vswitch.slowpath import pipeline
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, SwitchError
+from vswitch.slowpath.fastpath import TAP_TRACE, TapRecord
 from vswitch.slowpath.flowtext import key_fields, match_text, present, summary
-from vswitch.slowpath.interfaces import TapRecord
 from vswitch.slowpath.params import entry_of, optional_entry
 from vswitch.slowpath.ports import whole_number
 from vswitch.slowpath.rpc import Client, Params
 from vswitch.slowpath.switch import PortEntry, Switch
-from vswitch.slowpath.taps import Tap
 from vswitch.slowpath.types import Action, ActionType, Drop, Finish, Key, Upcall
 
 # Enough for every header that the parser reads.
@@ -152,7 +151,7 @@ class Tracer:
             if told == wanted:
                 subscription.ended.set()
 
-        subscription = self._switch.taps.subscribe(entry.id if entry else None, Tap.TRACE, _HEAD, deliver)
+        subscription = self._switch.taps.subscribe(entry.id if entry else None, TAP_TRACE, _HEAD, deliver)
         try:
             await client.until_closed(subscription.ended)
         finally:
