@@ -229,9 +229,7 @@ async def test_client_that_reads_nothing_harms_nobody(bench: Bench) -> None:
     assert (await other.call("echo", value=6))["result"] == 6
 
 
-async def test_client_that_takes_nothing_for_too_long_is_dropped(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_client_that_takes_nothing_for_too_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "WRITE_TIMEOUT_S", 0.05)
     left, right = socket.socketpair()
     with left:
