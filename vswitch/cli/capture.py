@@ -35,7 +35,7 @@ from vswitch.cli.render import plural
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N packets.")
 @click.pass_obj
 def capture(run_dir: Path, /, *, port: str, target: str, snaplen: int, direction: str, count: int | None) -> None:
-    """Capture a port's packets until ^C; Wireshark and tshark open the file.
+    """Capture a port's packets as pcapng, until ^C.
 
     \b
     ffswitch capture web0 -w web0.pcapng

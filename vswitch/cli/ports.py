@@ -306,7 +306,7 @@ def _split_target(switch: bool, words: Sequence[str]) -> tuple[str | None, Seque
 @output_option()
 @click.pass_obj
 def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -> None:
-    """Change a port's settings, or the switch's.
+    """Change settings of a port or the switch.
 
     \b
     ffswitch set web0 tag=10
@@ -337,7 +337,9 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
 @output_option()
 @click.pass_obj
 def get_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -> None:
-    """Print a port's settings and state, or the switch's settings.
+    """Print settings and state of a port.
+
+    With --switch, print those of the switch.
 
     With one KEY the value alone is printed: ffswitch get web0 state
     """

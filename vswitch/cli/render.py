@@ -23,7 +23,12 @@ _WIDE = 10_000  # columns of what is no terminal: lines are for programs there, 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the -o option that every command has, with the forms that only this command knows in `more`."""
     return click.option(
-        "-o", "--output", type=click.Choice(["table", "json", *more]), default="table", show_default=True, help="Form."
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", *more]),
+        default="table",
+        show_default=True,
+        help="Form of what is printed.",
     )
 
 
