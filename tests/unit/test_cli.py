@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rpcserver import VERSION, FakeDaemon, Scripted, port
 
+from tests.unit.rpcserver import VERSION, FakeDaemon, Scripted, port
 from vswitch.cli.client import INVALID_PARAMS, RpcError
 from vswitch.cli.main import main
 

@@ -59,7 +59,7 @@ class Client:
     ) -> None:
         self._socket.close()
 
-    def call(self, method: str, params: Params | None = None, wait: float | None = ANSWER_WITHIN) -> Any:  # noqa: ANN401 (JSON)
+    def call(self, method: str, params: Params | None = None, wait: float | None = ANSWER_WITHIN) -> Any:
         """Return the result of `method`; `wait` is how many seconds its answer may take, None = for ever.
 
         Raises RpcError when the daemon refuses, ClientError when it does not answer.

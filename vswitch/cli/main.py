@@ -19,7 +19,7 @@ DEFAULT_RUN_DIR = "/run/ffswitch"
 
 
 class _Root(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click)
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

@@ -86,7 +86,7 @@ def add_port(
     wait: float | None,
     no_wait: bool,
     output: str,
-    **options: Any,  # noqa: ANN401 (click)
+    **options: Any,
 ) -> None:
     """Add a port, and print what its container needs.
 
@@ -276,7 +276,7 @@ def _read_values(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_value(key: str, value: str) -> Any:  # noqa: ANN401 (JSON)
+def _read_value(key: str, value: str) -> Any:
     """Give a value the type that its key has; what does not read as that is left for the daemon to refuse."""
     if key == "trunks":
         return vlan_list(value)
