@@ -207,6 +207,17 @@ def test_add_port_sends_every_option(run: Run, daemon: Daemon) -> None:
     ]
 
 
+def test_add_port_that_waited_in_vain_fails(run: Run, daemon: Daemon) -> None:
+    daemon(port_add=port("web0", state="waiting-for-peer", reason="connecting"))
+    code, out, err = run("add-port", "web0", "--wait", "1", "-o", "json")
+    assert code == 1
+    assert json.loads(out)["name"] == "web0"
+    assert err == (
+        "ffswitch: port web0 is waiting-for-peer after 1 s (connecting); it stays, and gets ready by itself\n"
+    )
+    assert run("add-port", "web0")[0] == 0
+
+
 def test_devargs_make_a_pmd_port(run: Run, daemon: Daemon) -> None:
     fake = daemon(port_add=port("up0", type="pmd", devargs="net_null0", socket="", mac=""))
     code, out, _ = run("add-port", "up0", "--devargs", "net_null0", "--tag", "7")
@@ -407,7 +418,7 @@ def test_stats(run: Run, daemon: Daemon) -> None:
     assert "received 7 + copies 0 = sent 3 + dropped 4 (policy 3, vlan 1) + waiting 0\n" in out
     assert "12.3" in out
     found["totals"] = {**found["totals"], "balanced": False}  # type: ignore[dict-item]
-    assert "DOES NOT ADD UP" in run("stats")[1]
+    assert "counted while packets moved" in run("stats")[1]
     assert "QUEUE" in run("stats", "web0")[1]
 
 

@@ -74,7 +74,7 @@ def vlan_list(text: str) -> list[int]:
 @click.option("--trunks", type=vlan_list, metavar="VLANS", help="Trunk of these VLANs, such as 10,20-29.")
 @click.option("--native-vlan", type=int, metavar="VLAN", help="Trunk: VLAN of untagged frames.")
 @click.option("--may-exist", is_flag=True, help="Not an error when the port exists as asked for.")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECS", help="Wait so long for the port to be ready.")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECS", help="Wait so long for it to be ready, or fail.")
 @click.option("--no-wait", is_flag=True, help="Return at once.  [the default]")
 @output_option(*CONTAINER_FORMS)
 @click.pass_obj
@@ -112,6 +112,10 @@ def add_port(
         click.echo(_container_form(port, output, [worker["cpu"] for worker in workers]).rstrip("\n"))
     else:
         _print_added(port)
+    if wait and port["state"] != "ready":
+        raise click.ClickException(
+            f"port {name} is {port['state']} after {wait:g} s ({port['reason']}); it stays, and gets ready by itself"
+        )
 
 
 def _container_form(port: Port, form: str, worker_cpus: Sequence[int]) -> str:
@@ -210,7 +214,8 @@ def show(run_dir: Path, output: str) -> None:
     version, switch = found["version"], found["switch"]
     cpus = listing([worker["cpu"] for worker in version["workers"]])
     workers = plural(len(version["workers"]), "worker")
-    click.echo(f"ffswitch {version['version']} on DPDK {version['dpdk']}, up {duration(version['uptime_s'])}")
+    dpdk = version["dpdk"].removeprefix("DPDK ")
+    click.echo(f"ffswitch {version['version']} on DPDK {dpdk}, up {duration(version['uptime_s'])}")
     click.echo(f"    daemon   pid {version['pid']}, in {version['run_dir']}, {workers} on CPU {cpus}")
     click.echo(f"    tables   {plural(found['flows'], 'flow')}, {plural(found['macs'], 'MAC')}")
     click.echo("    settings " + ", ".join(f"{key} {_plain(value)}" for key, value in switch.items()))

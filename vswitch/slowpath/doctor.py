@@ -135,7 +135,7 @@ def _memory(facts: Facts) -> Iterable[Finding]:
     free_huge = sum(page.free * page.size_kb for page in pages) // 1024
     if facts.memory_mb + free_huge < MEMORY_MB:
         what = f"{facts.memory_mb} MB available, and the switch takes {MEMORY_MB} MB unless told"
-        yield Finding(Level.ERROR, "memory", what, "free some, or start 'ffswitchd --memory 256'")
+        yield Finding(Level.ERROR, "memory", what, "free some, or give ffswitchd a smaller --memory and --mbufs")
     else:
         yield Finding(Level.OK, "memory", f"{facts.memory_mb} MB available")
 
