@@ -264,7 +264,7 @@ def test_capture_until_the_port_goes(daemon: FakeDaemon, run_dir: Path, capsys: 
     assert main(["capture", "web0", "-w", str(path), "--snaplen", "99", "--direction", "rx"]) == 0
     assert path.read_bytes() == HEAD + enhanced(FRAME)
     assert daemon.requests == [("capture", {"port": "web0", "snaplen": 99, "direction": "rx"})]
-    assert capsys.readouterr().err == "1 packet captured; the switch ended it, is port web0 gone?\n"
+    assert capsys.readouterr().err == "1 packet captured; it ended early: port web0 or ffswitchd is gone\n"
 
 
 def test_capture_counts(daemon: FakeDaemon, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

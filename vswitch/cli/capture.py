@@ -48,7 +48,7 @@ def capture(run_dir: Path, /, *, port: str, target: str, snaplen: int, direction
         with client.stopped_by_signals():
             packets = _write(client.raw(), target, count)
     ended = not client.hung_up and packets != count
-    why = f"; the switch ended it, is port {port} gone?" if ended else ""
+    why = f"; it ended early: port {port} or ffswitchd is gone" if ended else ""
     click.echo(f"{plural(packets, 'packet')} captured{why}", err=True)
 
 

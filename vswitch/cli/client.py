@@ -148,7 +148,7 @@ class Client:
             except ConnectionError:
                 data = b""
             if not data:
-                raise ClientError(f"ffswitchd hung up on {self._path} without an answer; look at its log")
+                raise ClientError(f"ffswitchd hung up on {self._path} without an answer; if it ended, its log says why")
             self._buffer += data
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]

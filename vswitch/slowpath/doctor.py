@@ -7,7 +7,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -67,7 +66,6 @@ class Facts:
     fast_path_built: bool = True
     pmd_dir: str = "/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0"
     drivers: tuple[Driver, ...] = ()
-    machine: str = "x86_64"
     huge_pages: tuple[HugePages, ...] = ()
     huge_mounts: tuple[str, ...] = ()
     memory_mb: int = 16384  # available
@@ -281,7 +279,6 @@ def gather(run_dir: Path) -> Facts:
         fast_path_built=importlib.util.find_spec("vswitch._ff") is not None,
         pmd_dir=str(pmd_dir or ""),
         drivers=known,
-        machine=platform.machine(),
         huge_pages=tuple(_huge_pages()),
         huge_mounts=tuple(_huge_mounts()),
         memory_mb=int(available[1]) // 1024 if available else 0,
