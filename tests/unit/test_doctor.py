@@ -12,7 +12,7 @@ import pytest
 from tests.unit.rpcserver import VERSION, FakeDaemon
 from vswitch.cli.client import RpcError
 from vswitch.cli.main import main
-from vswitch.slowpath import doctor
+from vswitch.slowpath import doctor, drivers
 from vswitch.slowpath.doctor import Facts, Finding, HugePages, Level
 from vswitch.slowpath.drivers import Driver, PciDevice
 
@@ -127,6 +127,12 @@ def test_version(text: str, version: tuple[int, ...]) -> None:
 
 
 # ---- looking -----------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def cache_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path_factory.getbasetemp() / "drivers.json"
+    monkeypatch.setattr(drivers, "_cache_path", lambda: path)
 
 
 def test_this_host(tmp_path: Path) -> None:
