@@ -15,7 +15,8 @@ import click
 
 STATE_COLOURS = {"ready": "green", "lost": "red", "waiting-for-peer": "yellow", "negotiating": "yellow"}
 _GAP = 2  # blanks between columns
-_LAST_COLUMN = 30  # columns that the last one keeps on a narrow terminal, where it wraps
+_LAST_COLUMN = 30  # columns that the last one must have on a terminal; with fewer it goes to the next line,
+_NEXT_LINE = 6  # indented by these
 
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -82,7 +83,7 @@ def print_table(
     titles = [header.lstrip(">") for header in headers]
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     indent = sum(widths[:-1]) + _GAP * (len(widths) - 1)
-    room = max(_LAST_COLUMN, _terminal_columns() - indent)
+    room = _terminal_columns() - indent
 
     def line(cells: Sequence[str], draw: Callable[[str], str]) -> str:
         parts = list[str]()
@@ -90,7 +91,8 @@ def print_table(
             blanks = " " * (width - len(cell))
             parts.append(blanks + draw(cell) if right else draw(cell) + blanks)
         last = cells[-1].rjust(widths[-1]) if numeric[-1] else _wrapped(cells[-1], room, indent)
-        return (" " * _GAP).join([*parts, draw(last)]).rstrip()
+        text = (" " * _GAP).join([*parts, draw(last)])
+        return "\n".join(part.rstrip() for part in text.split("\n"))
 
     known = colours or {}
     click.echo(line(titles, lambda title: click.style(title, bold=True) if coloured() else title))
@@ -110,6 +112,9 @@ def _wrapped(text: str, room: int, indent: int) -> str:
         return text
     import textwrap  # noqa: PLC0415
 
+    if room < _LAST_COLUMN:
+        room, indent = max(room + indent - _NEXT_LINE, 1), _NEXT_LINE
+        return "".join("\n" + " " * indent + part for part in textwrap.wrap(text, room))
     return ("\n" + " " * indent).join(textwrap.wrap(text, room))
 
 
