@@ -72,8 +72,8 @@ def print_table(
     """Write a table on standard output, or the line `empty` when it has no rows.
 
     A header that begins with ">" is of a column of numbers; a cell found in `colours` is painted. On a terminal the
-    last column wraps, and nothing is ever cut off. rich's tables take a second for a thousand rows, and a flow table
-    has many more.
+    last column wraps, and nothing is ever cut off. rich's tables take half a second for a thousand rows, and a
+    flow table has many more.
     """
     rows = list(rows)
     if not rows:
