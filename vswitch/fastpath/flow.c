@@ -287,15 +287,18 @@ int ff_flow_del_many(const uint64_t *ids, int n) {
     limbo_empty();
     for (int i = 0; i < n; i++) {
         struct ff_flow *f = flow_by_id(ids[i]);
+        struct ff_subtable *t;
 
         if (f == NULL)
             continue;
-        ff_subtable_remove(f->table, f);
+        t = f->table;
+        ff_subtable_remove(t, f);
+        f->table = NULL;
         f->generation++; /* its id is no longer known; a worker may still hold it */
         f->next_free = NULL;
         *limbo_tail = f;
         limbo_tail = &f->next_free;
-        mask_put(f->table);
+        mask_put(t);
         deleted++;
     }
     if (deleted)
