@@ -65,7 +65,7 @@ def _prepare(options: Options) -> PidFile:
 
 
 def _start_fast_path(options: Options) -> FastPath:
-    args = eal.eal_args(options.cpus, os.sched_getaffinity(0), options.memory, os.getpid())
+    args = eal.eal_args(options.cpus, os.sched_getaffinity(0), options.memory)
     try:
         fast_path = FastPath.start(args, options.mbufs, PARKED_MAX)
     except FastPathError as error:
@@ -119,9 +119,7 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
 
 
 def _start_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 

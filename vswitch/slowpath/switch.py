@@ -148,6 +148,8 @@ class Switch:
         try:
             port_id = self.fast_path.port_add(config)
             undo.callback(self.fast_path.port_del, port_id)
+            if config.role == "server":
+                portdir.share(Path(config.socket))
             info = self.fast_path.port_info(port_id)
         except FastPathError as error:
             raise SwitchError(f"port {config.name}: {error}") from None
