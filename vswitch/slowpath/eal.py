@@ -28,6 +28,10 @@ class Memory:
     huge: bool
     megabytes: int
 
+    def __str__(self) -> str:
+        size = f"{self.megabytes} MB of " if self.megabytes else ""
+        return f"{size}huge pages" if self.huge else f"{size}memory without huge pages"
+
 
 def parse_cpus(text: str) -> tuple[int, ...]:
     """CPU numbers of a list such as "2,4-6", ascending. Raises ValueError (one line)."""
