@@ -53,6 +53,7 @@ struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, 
         a->n_outputs += list[i].type == FF_ACT_OUTPUT;
         a->list[a->n++] = list[i];
     }
+    a->ends = list[n - 1].type == FF_ACT_DROP || list[n - 1].type == FF_ACT_UPCALL;
     if (n == 1 && list[0].type == FF_ACT_OUTPUT)
         a->only = list[0].arg;
     *rc = 0;
@@ -84,7 +85,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
         switch (a->type) {
         case FF_ACT_OUTPUT:
         case FF_ACT_MIRROR:
-            if (--left == 0 && actions->list[actions->n - 1].type != FF_ACT_UPCALL) {
+            if (--left == 0 && !actions->ends) {
                 ff_output(w, a->arg, in_port, frame);
                 return;
             }
