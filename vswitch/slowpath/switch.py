@@ -159,9 +159,10 @@ class Switch:
             # The fast path names the port where it knows it.
             raise SwitchError(f"port {config.name}: {str(error).removeprefix(config.name + ': ')}") from None
         entry = PortEntry(config, port_id, info.state, info.reason, time.time())
+        commands = self.core.port_added(entry.core_port(), self._clock())
         self.ports[config.name] = self._by_id[port_id] = entry
         undo.callback(self._forget, entry)
-        self.flows.execute(self.core.port_added(entry.core_port(), self._clock()))
+        self.flows.execute(commands)
         self.taps.port_added(port_id)
         self._tell_change()
         return entry
