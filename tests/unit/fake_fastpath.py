@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, PortStats, QueueStats, TapRecord, WorkerStats
 from vswitch.slowpath.types import Action, Finish, Flow, FlowStats, Key, PortConfig, PortState, PortType, Upcall
@@ -21,6 +22,7 @@ class FakeFastPath:
     event_fd = upcall_fd = tap_fd = -1
 
     def __init__(self) -> None:
+        self.told = asyncio.Event()  # set by every call that changes ports or taps
         self.calls: list[str] = []  # flow_add, flow_del, finish: in their order
         self.ports: dict[int, PortConfig] = {}
         self.states: dict[int, PortState] = {}
@@ -35,11 +37,18 @@ class FakeFastPath:
         self.stopped = False
         self.refuse_ports = ""  # why port_add fails
         self.refuse_flows: set[Flow] = set()
-        self._next_flow = 1
+        self._flow_ids: dict[tuple[Key, Key], int] = {}
         self._events: list[PortEvent] = []
         self._upcalls: list[Upcall] = []
         self._taps: list[TapRecord] = []
         self._log: list[tuple[int, str]] = []
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a call has made `condition` true."""
+        async with asyncio.timeout(20):
+            while not condition():
+                self.told.clear()
+                await self.told.wait()
 
     # ---- what tests make it tell ----
 
@@ -64,6 +73,7 @@ class FakeFastPath:
     def port_add(self, config: PortConfig, /) -> int:
         if self.refuse_ports:
             raise FastPathError(f"{config.name}: {self.refuse_ports}")
+        self.told.set()
         port_id = next(n for n in range(1, 1024) if n not in self.ports)
         self.ports[port_id] = config
         self.limits[port_id] = (config.mtu, config.upcall_budget)
@@ -104,9 +114,7 @@ class FakeFastPath:
         for flow in flows:
             if flow in self.refuse_flows:
                 raise FastPathError("no room", ids)
-            same = [n for n, other in self.flows.items() if (other.key, other.mask) == (flow.key, flow.mask)]
-            flow_id = same[0] if same else self._next_flow
-            self._next_flow += not same
+            flow_id = self._flow_ids.setdefault((flow.key, flow.mask), len(self._flow_ids) + 1)
             self.flows[flow_id] = flow
             ids.append(flow_id)
         return ids
@@ -131,6 +139,7 @@ class FakeFastPath:
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)
+        self.told.set()
 
     def taps(self) -> Sequence[TapRecord]:
         records, self._taps = self._taps, []

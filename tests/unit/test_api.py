@@ -137,9 +137,7 @@ async def test_settings(bench: Bench) -> None:
 
 async def test_waits_for_the_port(bench: Bench) -> None:
     waiting = asyncio.ensure_future(bench.call("port.add", name="web0", wait_s=DEADLINE))
-    async with asyncio.timeout(DEADLINE):
-        while "web0" not in bench.switch.ports:
-            await asyncio.sleep(0)
+    await bench.fake.until(lambda: bool(bench.fake.ports))
     bench.fake.set_state(1, PortState.READY)
     bench.switch.on_events()
     assert (await waiting)["state"] == "ready"
@@ -205,9 +203,7 @@ async def test_trace_packet_refuses_what_is_no_frame(bench: Bench, frames: Any) 
 
 
 async def tapped(bench: Bench, port_id: int) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not bench.fake.tapped.get(port_id, (0, 0))[0]:
-            await asyncio.sleep(0)
+    await bench.fake.until(lambda: bench.fake.tapped.get(port_id, (0, 0))[0] != 0)
 
 
 async def test_trace_live(bench: Bench) -> None:
@@ -245,9 +241,7 @@ async def test_trace_live_ends_with_its_client(bench: Bench) -> None:
     writer.write(b'{"id": 1, "method": "trace.live", "params": {"n": 3}}\n')
     await tapped(bench, 1)
     writer.close()
-    async with asyncio.timeout(DEADLINE):
-        while bench.fake.tapped[1][0]:
-            await asyncio.sleep(0)
+    await bench.fake.until(lambda: bench.fake.tapped[1][0] == 0)
 
 
 @pytest.mark.parametrize("end", ["client", "port", "server"])
