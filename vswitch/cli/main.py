@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ffswitch`: the command line. Every failure is one line on standard error and exit code 1, or 2 for usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from vswitch import __version__
+from vswitch.cli import capture, completion, flows, host, ports, stats, top, trace
+from vswitch.cli.client import INVALID_PARAMS, ClientError, RpcError
+
+DEFAULT_RUN_DIR = "/run/ffswitch"
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="FFSWITCH_RUN_DIR",
+    default=DEFAULT_RUN_DIR,
+    show_default=True,
+    help="Where ffswitchd keeps its socket; also FFSWITCH_RUN_DIR.",
+)
+@click.version_option(__version__, prog_name="ffswitch", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, run_dir: Path) -> None:
+    """Look at and change a running ffswitchd, the userspace switch for containers.
+
+    \b
+    ffswitch add-port web0      a port, and the lines that its container needs
+    ffswitch list-ports         the ports, and why one is down
+    ffswitch doctor             what this host lacks
+    """
+    context.obj = run_dir
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+for _module in (ports, flows, stats, top, trace, capture, host, completion):
+    for _command in _module.COMMANDS:
+        cli.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code."""
+    try:
+        code = cli.main(args=args, prog_name="ffswitch", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "ffswitch"
+        return _fail(f"{_where(command)}{_lower(error.format_message())}; see '{command} --help'", 2)
+    except click.ClickException as error:
+        return _fail(_lower(error.format_message()), error.exit_code)
+    except RpcError as error:
+        return _fail(str(error), 2 if error.code == INVALID_PARAMS else 1)
+    except ClientError as error:
+        return _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return 1
+    except BrokenPipeError:
+        # The reader (head, a pager) has what it wanted. Python must not meet the pipe again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _where(command: str) -> str:
+    name = command.removeprefix("ffswitch").strip()
+    return f"{name}: " if name else ""
+
+
+def _lower(message: str) -> str:
+    """Turn click's sentence into a part of a line."""
+    return message[:1].lower() + message[1:].rstrip(".")
+
+
+def _fail(line: str, code: int) -> int:
+    click.echo("ffswitch: " + " ".join(line.split()), err=True)
+    return code
