@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from scapy.utils import RawPcapReader, RawPcapWriter
 
 CAPTURE = Path(__file__).resolve().parent.parent.parent / "shared/captures/http-website.pcap"
 ETHERNET = 1  # LINKTYPE_ETHERNET
+PIPE_BYTES = 1 << 20  # the most that Linux gives a pipe unless told otherwise (pipe-max-size)
 
 CLIENT, SERVER = ("02:00:00:00:00:01", "192.0.2.1"), ("02:00:00:00:00:02", "192.0.2.80")
 SEGMENT = 1460
@@ -48,12 +51,27 @@ def read_frames(path: Path) -> list[bytes]:
         return [frame for frame, _ in reader]
 
 
-def write_frames(path: Path, frames: Sequence[bytes]) -> None:
-    """Write a capture file."""
-    with RawPcapWriter(str(path), linktype=ETHERNET) as writer:
-        writer.write_header(None)
-        for frame in frames:
-            writer.write_packet(frame)
+class Replay:
+    """A capture file as a named pipe, whose reader waits at the first frame until release() lets all of them go."""
+
+    def __init__(self, path: Path, frames: Sequence[bytes]) -> None:
+        self._frames = frames
+        os.mkfifo(path)
+        # Open for both, so that neither this nor the writing waits for the reader.
+        self._file = os.fdopen(os.open(path, os.O_RDWR), "wb")
+        fcntl.fcntl(self._file, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._writer = RawPcapWriter(self._file, linktype=ETHERNET, sync=True)
+        self._writer.write_header(None)
+
+    def release(self) -> None:
+        """Write the frames, which must fit in PIPE_BYTES, and the end of the file; to be called with a reader there."""
+        for frame in self._frames:
+            self._writer.write_packet(frame)
+        self.close()
+
+    def close(self) -> None:
+        """End the file, for its reader too."""
+        self._file.close()
 
 
 def website_visit() -> Iterator[bytes]:

@@ -1,36 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpdk-testpmd in a container of scripts/run-container, driven through its command line."""
+"""dpdk-testpmd in a container of scripts/run-container, watched through DPDK's telemetry socket."""
 
 from __future__ import annotations
 
-import os
-import re
-import select
+import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RUN_CONTAINER = Path(__file__).with_name("run-container")
-PROMPT = "testpmd> "
-STOP_SECONDS = 15.0  # run-container itself gives testpmd 5
+STOP_SECONDS = 15.0  # run-container gives testpmd 5 before it kills it
+TELEMETRY_MAX = 16384  # bytes of one answer
 
 
 class TestpmdError(Exception):
-    """testpmd ended, or did not answer in time; with the last that it wrote."""
+    """The container ended by itself, or does not get ready; with the last line that it wrote."""
 
 
 class Counters(NamedTuple):
-    """Packets of one of testpmd's ports, since it started."""
+    """Packets of one of testpmd's own ports, since it started."""
 
     received: int
     sent: int
 
 
 class Testpmd:
-    """One container; its packet forwarding stands still until command("start")."""
+    """One container. Not interactive: testpmd's command line would poll a whole CPU away."""
 
     __test__ = False  # not a test case of pytest's
 
@@ -44,74 +43,66 @@ class Testpmd:
         eal: Sequence[str] = (),
         app: Sequence[str] = (),
     ) -> None:
-        """Start run-container with its `options` and with more arguments for EAL and for testpmd itself.
+        """Start run-container with its `options`, and with more arguments for EAL and for testpmd itself.
 
-        Returns at once. testpmd then waits for the switch, and wait_prompt() for both. `name` is the container's.
+        Returns at once, while testpmd still waits for the switch. `name` is the container's; its log and its
+        telemetry socket lie in `run_dir`.
         """
         self.port = port
         self.name = name
-        self._unread = ""
-        # On a terminal testpmd writes each line as it comes; into a pipe, it would keep them back.
-        self._terminal, inside = os.openpty()
-        try:
+        self._log = run_dir / f"{port}.log"
+        self._runtime = run_dir / f"{port}.dpdk"
+        self._runtime.mkdir(exist_ok=True)
+        self.command: list[str | Path] = [RUN_CONTAINER, port, "--run-dir", run_dir, "--name", name, *options]
+        self.command += ["--mount", f"{self._runtime}:/run/dpdk", "--", *eal, "--", *app]
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [RUN_CONTAINER, port, "--run-dir", run_dir, "--name", name, *options, "--", *eal, "--", "-i", *app],
-                stdin=inside,
-                stdout=inside,
-                stderr=inside,
-                start_new_session=True,
+                self.command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
-        except BaseException:
-            os.close(self._terminal)
-            raise
-        finally:
-            os.close(inside)
 
-    def wait_prompt(self, deadline: float) -> str:
-        """Return what testpmd writes up to its next prompt. `deadline` is of time.monotonic()."""
-        while PROMPT not in self._unread:
-            readable, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
-                raise TestpmdError(f"testpmd on {self.port} does not answer; its last words: {self._last_words()}")
+    def wait_ready(self, seconds: float) -> None:
+        """Wait until testpmd's port 0, its virtio-user, is started: until then it has given the switch no buffers."""
+        deadline = time.monotonic() + seconds
+        while self._ask("/ethdev/link_status,0").get("status") != "UP":
+            if self._process.poll() is not None:
+                raise TestpmdError(f"the container on {self.port} ended: {self.last_words()}")
+            if time.monotonic() > deadline:
+                raise TestpmdError(f"testpmd on {self.port} is not ready after {seconds:.0f} s: {self.last_words()}")
+            time.sleep(0.01)
+
+    def counters(self, port: int) -> Counters:
+        """Return the counters of testpmd's own port number `port`, or zeros as long as it does not answer."""
+        stats = self._ask(f"/ethdev/stats,{port}")
+        return Counters(stats.get("ipackets", 0), stats.get("opackets", 0))
+
+    def _ask(self, question: str) -> dict[str, Any]:
+        """Return telemetry's answer, {} when there is none."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as telemetry:
             try:
-                got = os.read(self._terminal, 65536)
-            except OSError:  # the terminal's other side is closed
-                got = b""
-            if not got:
-                raise TestpmdError(f"testpmd on {self.port} ended: {self._last_words()}")
-            self._unread += got.decode(errors="replace").replace("\r", "")
-        text, self._unread = self._unread.split(PROMPT, 1)
-        return text
+                telemetry.connect(str(self._runtime / "rte/dpdk_telemetry.v2"))
+                telemetry.recv(TELEMETRY_MAX)  # its greeting
+                telemetry.send(question.encode())
+                answer = json.loads(telemetry.recv(TELEMETRY_MAX))
+            except OSError:  # it has not begun yet, or has ended
+                return {}
+        return answer[question.split(",", maxsplit=1)[0]] or {}
 
-    def command(self, text: str, deadline: float) -> str:
-        """Have testpmd do one command; return what it wrote, without the command's echo."""
-        os.write(self._terminal, f"{text}\n".encode())
-        return self.wait_prompt(deadline).removeprefix(text)
-
-    def counters(self, port: int, deadline: float) -> Counters:
-        """Return the counters of testpmd's own port number `port`."""
-        text = self.command(f"show port stats {port}", deadline)
-        found = re.search(r"RX-packets: (\d+).*TX-packets: (\d+)", text, re.DOTALL)
-        if not found:
-            raise TestpmdError(f"testpmd on {self.port} has no port {port}: {text.strip()}")
-        return Counters(int(found[1]), int(found[2]))
+    def last_words(self) -> str:
+        """Return the last line that is in the container's log."""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "it said nothing"
 
     def kill(self) -> None:
-        """End the container as a crash would. Its run-container notices and cleans up."""
+        """End the container as a crash would, and wait until run-container has cleaned up after it."""
         subprocess.run(["runc", "kill", self.name, "KILL"], check=True)
         self._process.wait(STOP_SECONDS)
 
     def close(self) -> None:
-        """End testpmd, so that it writes its files, and wait until nothing of the container is left."""
+        """End testpmd, so that it writes its files out, and wait until nothing of the container is left."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.communicate(timeout=STOP_SECONDS)
         finally:
             self._process.kill()
             self._process.wait()
-            os.close(self._terminal)
-
-    def _last_words(self) -> str:
-        lines = [line for line in self._unread.splitlines() if line.strip()]
-        return " / ".join(lines[-3:]) or "none"
