@@ -39,15 +39,19 @@ def host_facts(worker_cpus: Sequence[int]) -> HostFacts:
     free = [cpu for cpu in allowed if cpu not in worker_cpus] or allowed
     effective = 0
     mixed = ""
+    pid_max = CONTAINER_LIMIT
     with suppress(OSError, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    with suppress(OSError):
+        pid_max = int(Path("/proc/sys/kernel/pid_max").read_text())
     with suppress(OSError):
         mixed = Path("/sys/fs/cgroup/unified/cgroup.controllers").read_text().strip()
     return HostFacts(
         cpus=tuple(free),
         nofile=_hard_limit(resource.RLIMIT_NOFILE),
-        nproc=_hard_limit(resource.RLIMIT_NPROC),
+        # podman lowers its own limit of processes to pid_max before it starts a container.
+        nproc=min(_hard_limit(resource.RLIMIT_NPROC), pid_max),
         may_raise_limits=bool(effective >> _CAP_SYS_RESOURCE & 1),
         needs_runc=bool(mixed) and shutil.which("runc") is not None,
     )

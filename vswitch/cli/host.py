@@ -23,7 +23,10 @@ _LEVEL_STYLES = {"ok": "green", "warn": "yellow", "error": "bold red"}
 @click.argument("name", required=False)
 @output_option()
 def drivers_command(name: str | None, output: str) -> None:
-    """List DPDK's network drivers and this host's PCI network devices, or tell all about driver NAME."""
+    """List network drivers and PCI devices.
+
+    With NAME, tell all about one of DPDK's drivers.
+    """
     from vswitch.slowpath import drivers  # noqa: PLC0415
 
     try:
@@ -68,13 +71,15 @@ def _print_drivers(known: Sequence[Driver]) -> None:
 
 
 def _print_details(driver: Driver) -> None:
-    example = f"{driver.name}0,..." if driver.bus == "vdev" else "the PCI address"
+    device = f"{driver.name}0" if driver.bus == "vdev" else "ADDRESS"
+    keys = ",KEY=VALUE..." if driver.params else ""
     rows = [
         ["driver", driver.name + (f", or {driver.alias}" if driver.alias else "")],
         ["object", driver.path],
         ["bus", driver.bus],
-        ["devargs", f"{example}, with {' '.join(driver.params)}" if driver.params else f"{example}; none declared"],
-        ["declared", driver.params_text or "-"],
+        ["devargs", device + keys],
+        ["keys", " ".join(driver.params) or "none declared"],
+        ["values", driver.params_text or "-"],
         ["kernel", driver.kmod or "-"],
         ["PCI ids", " ".join(f"{vendor:04x}:{device:04x}" for vendor, device, *_ in driver.pci_ids) or "-"],
     ]
@@ -103,7 +108,10 @@ def _print_devices(devices: Sequence[PciDevice], owners: dict[str, Driver | None
 @output_option()
 @click.pass_context
 def doctor(context: click.Context, output: str) -> None:
-    """Say what this host has and lacks for the switch, and what to do. Exits with 1 on an error."""
+    """Say what this host lacks, and what to do.
+
+    Exits with 1 when there is an error.
+    """
     from vswitch.slowpath import doctor as slowpath_doctor  # noqa: PLC0415
 
     findings = slowpath_doctor.diagnose(slowpath_doctor.gather(context.find_object(Path) or Path()))

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STATE_STYLES = {"ready": "green", "lost": "bold red", "configured": "dim"}
+_GAP = 2  # blanks between columns
+_LAST_COLUMN = 30  # columns that the last one keeps on a narrow terminal, where it wraps
 _WIDE = 10_000  # columns of what is no terminal: lines are for programs there, and never wrap
 
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the -o option that every command has, with the forms that only this command knows in `more`."""
     return click.option(
-        "-o", "--output", type=click.Choice(["table", "json", *more]), default="table", show_default=True, help="Form."
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", *more]),
+        default="table",
+        show_default=True,
+        help="Form of what is printed.",
     )
 
 
@@ -52,29 +59,28 @@ class JsonArray:
         click.echo("\n]" if self._separator == ",\n" else "[]")
 
 
-def console() -> Console:
-    """Return a console on standard output: colours on a terminal unless NO_COLOR is set."""
+def console(at_least: int = 0) -> Console:
+    """Return a console on standard output: colours on a terminal unless NO_COLOR is set; `at_least` is in columns."""
     from rich.console import Console  # noqa: PLC0415
 
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    target = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    target.width = max(target.width, at_least) if sys.stdout.isatty() else _WIDE
+    return target
 
 
 def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], styles: dict[str, str] | None = None) -> Table:
-    """Return a table; a header that begins with ">" is of a column of numbers, a cell found in `styles` is coloured."""
+    """Return a table; a header that begins with ">" is of a column of numbers, a cell found in `styles` is coloured.
+
+    Only the last column wraps, if it holds text.
+    """
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for number, header in enumerate(headers):
-        last = number == len(headers) - 1
         numeric = header.startswith(">")
-        table.add_column(
-            header.lstrip(">"),
-            justify="right" if numeric else "left",
-            no_wrap=not last,
-            overflow="fold" if last else "ellipsis",
-        )
+        wraps = number == len(headers) - 1 and not numeric
+        table.add_column(header.lstrip(">"), justify="right" if numeric else "left", no_wrap=not wraps, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
     return table
@@ -83,12 +89,17 @@ def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], styles: di
 def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], empty: str, styles: dict[str, str] | None = None
 ) -> None:
-    """Draw a table on standard output, or the line `empty` when it has no rows."""
+    """Draw a table on standard output, or the line `empty` when it has no rows.
+
+    Where a terminal is too narrow for it, the lines run over the edge: nothing is cut off.
+    """
     rows = list(rows)
     if not rows:
         click.echo(empty)
         return
-    target = console()
+    widths = [max(map(len, column)) + _GAP for column in zip(headers, *rows, strict=True)]
+    widths[-1] = min(widths[-1], _LAST_COLUMN)
+    target = console(at_least=sum(widths))
     with target.capture() as captured:
         target.print(make_table(headers, rows, styles))
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

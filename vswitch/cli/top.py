@@ -143,7 +143,7 @@ def _screen(sample: Sample, rates: Sample) -> Group:
                     count(rate["tx_packets"]),
                     f"{size(rate['tx_bytes'])}/s",
                     count(rate["dropped"]),
-                    drop_text(rate["drops"]) if port["state"] == "ready" else port["reason"],
+                    drop_text(rate["drops"], count) if port["state"] == "ready" else port["reason"],
                 ],
             )
         )
