@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vswitch.slowpath.bridge import Bridge, Member, Verdict
 from vswitch.slowpath.flows import ND_TYPES, FlowIndex
 from vswitch.slowpath.learning import HOLD_TIME, MOVES_MAX, MOVES_WINDOW, Admission, Fdb, Station
-from vswitch.slowpath.pipeline import ETH_TYPE_ARP, ETH_TYPE_IPV4, ETH_TYPE_IPV6, IPPROTO_ICMPV6, masked
+from vswitch.slowpath.pipeline import EthType, IpProto, masked
 from vswitch.slowpath.reasons import explain, mac_text
 from vswitch.slowpath.types import (
     AddFlow,
@@ -143,12 +143,12 @@ class SwitchCore:
         return commands
 
     def _learn_ip(self, key: Key, src: Station) -> None:
-        if key.eth_type == ETH_TYPE_ARP:
+        if key.eth_type == EthType.ARP:
             self._fdb.learn_ip(src, key.in_port, key.ip_src[:4], authoritative=True)
-        elif key.eth_type == ETH_TYPE_IPV4:
+        elif key.eth_type == EthType.IPV4:
             self._fdb.learn_ip(src, key.in_port, key.ip_src[:4], authoritative=False)
-        elif key.eth_type == ETH_TYPE_IPV6:
-            neighbour_discovery = key.ip_proto == IPPROTO_ICMPV6 and key.l4_src in ND_TYPES
+        elif key.eth_type == EthType.IPV6:
+            neighbour_discovery = key.ip_proto == IpProto.ICMPV6 and key.l4_src in ND_TYPES
             self._fdb.learn_ip(src, key.in_port, key.ip_src, authoritative=neighbour_discovery)
 
     def _move_notices(self, station: Station, old_port: int | None, new_port: int) -> list[Command]:

@@ -176,3 +176,7 @@ def main(  # noqa: PLR0917 (click passes them by name)
     except StartError as error:
         print(f"ffswitchd: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

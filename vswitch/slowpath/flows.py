@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from vswitch.slowpath.learning import Station
-from vswitch.slowpath.pipeline import ETH_TYPE_ARP, ETH_TYPE_IPV6, IPPROTO_ICMPV6
+from vswitch.slowpath.pipeline import EthType, IpProto
 from vswitch.slowpath.types import Action, Flow, Key
 from vswitch.slowpath.vlan import PCP_DEI_MASK, VID_MASK
 
@@ -51,11 +51,11 @@ def bridging_mask(key: Key, keeps_priority: bool) -> Key:
     IP address (ARP, neighbour discovery) that address too, so that a new one
     is noticed. `keeps_priority`: the priority bits of the tag go into actions.
     """
-    if key.eth_type == ETH_TYPE_ARP:
+    if key.eth_type == EthType.ARP:
         mask = _ARP
-    elif key.eth_type != ETH_TYPE_IPV6:
+    elif key.eth_type != EthType.IPV6:
         mask = _PLAIN
-    elif key.ip_proto != IPPROTO_ICMPV6:
+    elif key.ip_proto != IpProto.ICMPV6:
         mask = _IPV6
     else:
         mask = _ND if key.l4_src in ND_TYPES else _ICMPV6

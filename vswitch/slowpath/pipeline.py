@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 from vswitch.slowpath.types import Action, ActionType, Drop, Flow, Key
@@ -19,22 +20,40 @@ VLAN_HLEN: Final = 4
 MAX_VLANS: Final = 2  # tags that the key holds
 
 ETH_TYPE_MIN: Final = 0x0600  # IEEE 802.3 clause 3.2.6: below it, the field is a length
-ETH_TYPE_IPV4: Final = 0x0800
-ETH_TYPE_ARP: Final = 0x0806
-ETH_TYPE_IPV6: Final = 0x86DD
 VLAN_TPIDS: Final = frozenset({0x8100, 0x88A8, 0x9100})
 
-IPPROTO_ICMP: Final = 1
-IPPROTO_TCP: Final = 6
-IPPROTO_UDP: Final = 17
-IPPROTO_FRAGMENT: Final = 44
-IPPROTO_AH: Final = 51
-IPPROTO_ICMPV6: Final = 58
-IPPROTO_SCTP: Final = 132
-# Hop-by-hop, routing, fragment, destination options, AH, mobility. ESP (50) hides what
-# follows and no-next-header (59) has nothing to follow, so both end the walk.
-IPV6_EXTENSIONS: Final = frozenset({0, 43, IPPROTO_FRAGMENT, 60, IPPROTO_AH, 135})
+
+class EthType(IntEnum):
+    """EtherTypes that the parser looks into."""
+
+    IPV4 = 0x0800
+    ARP = 0x0806
+    IPV6 = 0x86DD
+
+
+class IpProto(IntEnum):
+    """IP protocols and IPv6 extension headers that the parser looks into."""
+
+    HOPOPTS = 0
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    ROUTING = 43
+    FRAGMENT = 44
+    AH = 51
+    ICMPV6 = 58
+    DSTOPTS = 60
+    SCTP = 132
+    MOBILITY = 135
+
+
+# ESP (50) hides what follows and no-next-header (59) has nothing to follow, so both end the walk.
+IPV6_EXTENSIONS: Final = frozenset(
+    {IpProto.HOPOPTS, IpProto.ROUTING, IpProto.FRAGMENT, IpProto.DSTOPTS, IpProto.AH, IpProto.MOBILITY}
+)
 IPV6_MAX_EXTENSIONS: Final = 8
+IPV6_OPT_PAD1: Final = 0
+IPV6_OPT_JUMBO: Final = 0xC2  # RFC 2675 section 2
 
 FRAG_ANY: Final = 1  # FF_FRAG_ANY
 FRAG_LATER: Final = 2  # FF_FRAG_LATER
@@ -73,11 +92,13 @@ def parse(frame: bytes, in_port: int) -> Key | Drop:
     tpid, tci = [0, 0], [0, 0]
     offset = 12
     eth_type = _be16(frame, offset)
-    for i in range(MAX_VLANS):
+    for i in range(MAX_VLANS + 1):
         if eth_type not in VLAN_TPIDS:
             break
         if len(frame) < offset + 2 + VLAN_HLEN:
             return Drop.MALFORMED_VLAN
+        if i == MAX_VLANS:  # one more tag stays the payload's
+            break
         tpid[i], tci[i] = eth_type, _be16(frame, offset + 2)
         offset += VLAN_HLEN
         eth_type = _be16(frame, offset)
@@ -105,11 +126,11 @@ def parse(frame: bytes, in_port: int) -> Key | Drop:
 
 def _parse_l3(packet: bytes, fields: _Fields) -> Drop:
     match fields.eth_type:
-        case 0x0806:
+        case EthType.ARP:
             return _parse_arp(packet, fields)
-        case 0x0800:
+        case EthType.IPV4:
             return _parse_ipv4(packet, fields)
-        case 0x86DD:
+        case EthType.IPV6:
             return _parse_ipv6(packet, fields)
     return Drop.NONE
 
@@ -143,7 +164,7 @@ def _parse_ipv4(packet: bytes, fields: _Fields) -> Drop:
 
 
 def _parse_ipv6(packet: bytes, fields: _Fields) -> Drop:
-    """RFC 8200. An RFC 2675 jumbogram says payload length 0, which leaves no room for its option: malformed."""
+    """RFC 8200. A jumbogram (RFC 2675) is refused: no port has an MTU for it."""
     if len(packet) < 40 or packet[0] >> 4 != 6:
         return Drop.MALFORMED_IPV6
     payload_len = _be16(packet, 4)
@@ -152,28 +173,42 @@ def _parse_ipv6(packet: bytes, fields: _Fields) -> Drop:
     fields.ip_tos = (packet[0] & 0xF) << 4 | packet[1] >> 4
     fields.ip_src = packet[8:24]
     fields.ip_dst = packet[24:40]
-    payload = packet[40 : 40 + payload_len]
-    next_header = packet[6]
+    return _parse_ipv6_payload(packet[6], packet[40 : 40 + payload_len], fields)
+
+
+def _parse_ipv6_payload(next_header: int, payload: bytes, fields: _Fields) -> Drop:
+    """RFC 8200 section 4: the extension headers, then what they lead to."""
     extensions = 0
     while next_header in IPV6_EXTENSIONS and not fields.ip_frag & FRAG_LATER:
         extensions += 1
         if extensions > IPV6_MAX_EXTENSIONS or len(payload) < 8:
             return Drop.MALFORMED_IPV6
         match next_header:
-            case 44:
+            case IpProto.FRAGMENT:
                 header_len = 8
                 fragment = _be16(payload, 2)
                 fields.ip_frag |= _fragment_bits(offset=fragment & 0xFFF8, more=bool(fragment & 1))
-            case 51:  # AH counts in 4-byte words minus 2 (RFC 4302 section 2.2)
+            case IpProto.AH:  # AH counts in 4-byte words minus 2 (RFC 4302 section 2.2)
                 header_len = (payload[1] + 2) * 4
             case _:
                 header_len = (payload[1] + 1) * 8
         if header_len > len(payload):
             return Drop.MALFORMED_IPV6
+        if next_header == IpProto.HOPOPTS and _has_jumbo_option(payload[2:header_len]):
+            return Drop.MALFORMED_IPV6
         next_header = payload[0]
         payload = payload[header_len:]
     fields.ip_proto = next_header
     return _parse_l4(payload, fields, super_frame=False)
+
+
+def _has_jumbo_option(options: bytes) -> bool:
+    """Whether a hop-by-hop header's options, walked as far as they go, hold RFC 2675's."""
+    while len(options) > 1:
+        if options[0] == IPV6_OPT_JUMBO:
+            return True
+        options = options[1:] if options[0] == IPV6_OPT_PAD1 else options[2 + options[1] :]
+    return False
 
 
 def _fragment_bits(offset: int, more: bool) -> int:
@@ -188,13 +223,13 @@ def _parse_l4(segment: bytes, fields: _Fields, super_frame: bool) -> Drop:
     if fields.ip_frag & FRAG_LATER:
         return Drop.NONE
     match fields.ip_proto:
-        case 6:
+        case IpProto.TCP:
             return _parse_tcp(segment, fields)
-        case 17:
+        case IpProto.UDP:
             return _parse_udp(segment, fields, super_frame)
-        case 132 if len(segment) >= 12:
+        case IpProto.SCTP if len(segment) >= 12:
             fields.l4_src, fields.l4_dst = _be16(segment, 0), _be16(segment, 2)
-        case 1 | 58:
+        case IpProto.ICMP | IpProto.ICMPV6:
             if len(segment) < 8:
                 return Drop.MALFORMED_ICMP
             fields.l4_src, fields.l4_dst = segment[0], segment[1]

@@ -19,8 +19,8 @@ from vswitch.slowpath import portdir, state
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import DevargsError
 from vswitch.slowpath.errors import SwitchError
-from vswitch.slowpath.install import Installer
 from vswitch.slowpath.fastpath import FastPathError
+from vswitch.slowpath.install import Installer
 from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.ports import change_port, differences
 from vswitch.slowpath.stats import Counters
@@ -82,7 +82,7 @@ class Switch:
         core: SwitchCore,
         run_dir: Path,
         *,
-        check_devargs: Callable[[str], None],
+        check_devargs: Callable[[str], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fast_path = fast_path
