@@ -174,12 +174,12 @@ enum ff_port_state {
 
 struct ff_port_conf {
     const char *name;
-    int type;           /* enum ff_port_type */
-    const char *path;   /* vhost-user: the socket */
-    int server;         /* vhost-user: 1 when the switch listens, 0 when it connects */
+    int type;            /* enum ff_port_type */
+    const char *path;    /* vhost-user: the socket */
+    int server;          /* vhost-user: 1 when the switch listens, 0 when it connects */
     const char *devargs; /* pmd: "net_pcap0,iface=eth0" or a PCI address */
-    uint16_t queues;    /* pmd: receive queues to set up; vhost-user: upper bound told to people */
-    uint32_t mtu;       /* payload bytes of the largest frame */
+    uint16_t queues;     /* pmd: receive queues to set up; vhost-user: upper bound told to people */
+    uint32_t mtu;        /* payload bytes of the largest frame */
 };
 
 /* Adds a port and starts polling it. *port_id: 1 .. FF_MAX_PORTS - 1. */
@@ -197,11 +197,11 @@ int ff_port_set_mtu(uint16_t port_id, uint32_t mtu);
 int ff_port_set_parked_max(uint16_t port_id, uint32_t n);
 
 struct ff_port_info {
-    int state;               /* enum ff_port_state */
-    uint16_t rx_queues;      /* queues now polled */
-    uint16_t tx_queues;      /* queues now served */
-    uint64_t features;       /* vhost-user: negotiated virtio feature bits */
-    uint8_t mac[6];          /* pmd: the device's */
+    int state;                /* enum ff_port_state */
+    uint16_t rx_queues;       /* queues now polled */
+    uint16_t tx_queues;       /* queues now served */
+    uint64_t features;        /* vhost-user: negotiated virtio feature bits */
+    uint8_t mac[6];           /* pmd: the device's */
     char driver[FF_NAME_LEN]; /* pmd: the PMD's name */
     char reason[FF_NAME_LEN]; /* why it is in this state, for people */
 };
@@ -336,12 +336,12 @@ int ff_tap_set(uint16_t port_id, uint8_t kinds, uint32_t snaplen);
 struct ff_tap_rec {
     uint64_t time_ns; /* CLOCK_REALTIME; one clock read per burst */
     uint16_t port_id;
-    uint8_t kind;     /* one FF_TAP_* */
-    uint8_t dropped;  /* FF_TAP_TRACE: enum ff_drop, when it was dropped */
+    uint8_t kind;    /* one FF_TAP_* */
+    uint8_t dropped; /* FF_TAP_TRACE: enum ff_drop, when it was dropped */
     uint32_t frame_len;
     uint32_t cap_len;
-    uint64_t offset;  /* of the frame's bytes in buf */
-    uint64_t flow_id; /* FF_TAP_TRACE: 0: missed, parked and sent up */
+    uint64_t offset;    /* of the frame's bytes in buf */
+    uint64_t flow_id;   /* FF_TAP_TRACE: 0: missed, parked and sent up */
     uint32_t n_actions; /* all; the first FF_TRACE_ACTIONS follow */
     struct ff_action actions[FF_TRACE_ACTIONS];
 };

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words that the slow path's parts share: ports, keys, actions, commands.
 
 Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff.h field by

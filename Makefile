@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo | build | test | asan | lint | format | bench-switch | clean
+
+SHELL   := /bin/bash
+PYTHON  := .venv/bin/python
+C_FILES := $(wildcard vswitch/*/*.[ch] vswitch/*/*/*.[ch])
+SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container scripts/make-image
+PY_PATHS := vswitch tests $(SCRIPTS) setup.py
+
+.PHONY: demo build test asan lint format bench-switch clean
+.DELETE_ON_ERROR:
+
+demo: build
+	$(PYTHON) scripts/demo
+
+build: build/module.stamp
+
+test: build lint
+	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
+
+# Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
+# instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
+asan: build
+	FFSWITCH_SANITIZE=1 $(PYTHON) setup.py -q build --build-base build/asan/base --build-lib build/asan/lib
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONPATH=build/asan/lib FFSWITCH_SANITIZE=1 \
+	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(PYTHON) -P -m pytest -p vswitch tests/fastpath
+
+lint: build/venv.stamp
+	.venv/bin/ruff check $(PY_PATHS)
+	.venv/bin/ruff format --check $(PY_PATHS)
+	.venv/bin/mypy $(PY_PATHS)
+	clang-format --dry-run -Werror $(C_FILES)
+
+format: build/venv.stamp
+	.venv/bin/ruff check --fix $(PY_PATHS)
+	.venv/bin/ruff format $(PY_PATHS)
+	clang-format -i $(C_FILES)
+
+bench-switch: build
+	scripts/install-deps --bench
+	$(PYTHON) -m tests.bench.switch
+
+clean:
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# ---- what is made once, and again only when its sources change ----
+
+build/deps.stamp: scripts/install-deps
+	scripts/install-deps
+	@mkdir -p $(@D) && touch $@
+
+build/venv.stamp: build/deps.stamp setup.cfg setup.py
+	/usr/bin/python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test]'
+	@touch $@
+
+build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
+	$(PYTHON) setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The names of the drop reasons. */
+#include "ff.h"
+
+static const char *const ff_drop_names[] = {
+    [FF_DROP_NONE] = "none",
+    [FF_DROP_TOO_SHORT] = "too-short",
+    [FF_DROP_OVERSIZE] = "oversize",
+    [FF_DROP_SRC_MULTICAST] = "src-multicast",
+    [FF_DROP_MALFORMED_VLAN] = "malformed-vlan",
+    [FF_DROP_MALFORMED_ARP] = "malformed-arp",
+    [FF_DROP_MALFORMED_IPV4] = "malformed-ipv4",
+    [FF_DROP_MALFORMED_IPV6] = "malformed-ipv6",
+    [FF_DROP_MALFORMED_TCP] = "malformed-tcp",
+    [FF_DROP_MALFORMED_UDP] = "malformed-udp",
+    [FF_DROP_MALFORMED_ICMP] = "malformed-icmp",
+    [FF_DROP_POLICY] = "policy",
+    [FF_DROP_VLAN] = "vlan",
+    [FF_DROP_RESERVED_MAC] = "reserved-mac",
+    [FF_DROP_SAME_PORT] = "same-port",
+    [FF_DROP_NO_DEST] = "no-dest",
+    [FF_DROP_MOVE_HOLD] = "move-hold",
+    [FF_DROP_MAC_QUOTA] = "mac-quota",
+    [FF_DROP_UPCALL_BUDGET] = "upcall-budget",
+    [FF_DROP_UPCALL_FULL] = "upcall-full",
+    [FF_DROP_NO_COPY] = "no-copy",
+    [FF_DROP_PORT_GONE] = "port-gone",
+    [FF_DROP_PORT_DOWN] = "port-down",
+    [FF_DROP_RING_FULL] = "ring-full",
+    [FF_DROP_TX_OVERSIZE] = "tx-oversize",
+};
+_Static_assert(sizeof(ff_drop_names) / sizeof(ff_drop_names[0]) == FF_DROP_MAX,
+               "every drop reason has a name");
+
+const char *ff_drop_name(unsigned int reason) {
+    return reason < FF_DROP_MAX ? ff_drop_names[reason] : "unknown";
+}

@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Flow table: the masks, the flows' storage and counters, and the burst lookup. */
+#include "flow.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include <rte_branch_prediction.h>
+#include <rte_prefetch.h>
+
+#include "subtable.h"
+#include "switch.h"
+
+static_assert(sizeof(struct ff_key) == FF_KEY_WORDS * sizeof(uint64_t), "a key is one cache line");
+static_assert(sizeof(struct ff_flow) == 128, "a flow is two cache lines");
+
+/* The masks in the order in which they are tried. Immutable once published. */
+struct mask_list {
+    unsigned int n;
+    struct ff_subtable *t[FF_MAX_MASKS];
+};
+
+static struct mask_list *_Atomic masks;
+static struct ff_flow *chunks[FF_FLOW_CHUNKS];
+static unsigned int n_chunks;
+static struct ff_flow *free_flows;
+/* Deleted, still seen by workers until token; oldest first. */
+static struct ff_flow *limbo, **limbo_tail = &limbo;
+static uint64_t limbo_token;
+static uint32_t slots_used; /* bitmap of mask_hits slots */
+
+int ff_flow_table_init(void) {
+    struct mask_list *m = calloc(1, sizeof(*m));
+
+    if (m == NULL)
+        return -ENOMEM;
+    for (unsigned int i = 0; i <= FF_KEY_WORDS; i++) {
+        if (getrandom(&ff_hash_secret[i], sizeof(ff_hash_secret[i]), 0) < 0)
+            return -errno;
+        ff_hash_secret[i] |= 1;
+    }
+    atomic_store(&masks, m);
+    return 0;
+}
+
+void ff_flow_table_fini(void) {
+    struct mask_list *m = atomic_exchange(&masks, NULL);
+
+    for (unsigned int i = 0; m != NULL && i < m->n; i++)
+        ff_subtable_free(m->t[i]);
+    free(m);
+    for (unsigned int c = 0; c < n_chunks; c++) {
+        for (unsigned int i = 0; i < FF_FLOW_CHUNK; i++)
+            free(atomic_load(&chunks[c][i].actions));
+        free(chunks[c]);
+        for (unsigned int w = 0; w < ff.n_workers; w++)
+            free(ff.workers[w]->flow_counts[c]);
+    }
+    n_chunks = 0;
+    free_flows = limbo = NULL;
+    limbo_tail = &limbo;
+    slots_used = 0;
+}
+
+/* ---- storage ---- */
+
+static int chunk_add(void) {
+    struct ff_flow *flows;
+
+    if (n_chunks == FF_FLOW_CHUNKS)
+        return -ENOSPC;
+    flows = aligned_alloc(64, FF_FLOW_CHUNK * sizeof(*flows));
+    if (flows == NULL)
+        return -ENOMEM;
+    for (unsigned int w = 0; w < ff.n_workers; w++) {
+        struct ff_flow_count **c = &ff.workers[w]->flow_counts[n_chunks];
+
+        if (*c == NULL)
+            *c = calloc(FF_FLOW_CHUNK, sizeof(**c));
+        if (*c == NULL) {
+            free(flows);
+            return -ENOMEM;
+        }
+    }
+    memset(flows, 0, FF_FLOW_CHUNK * sizeof(*flows));
+    for (unsigned int i = FF_FLOW_CHUNK; i-- > 0;) {
+        flows[i].index = n_chunks * FF_FLOW_CHUNK + i;
+        flows[i].generation = 1;
+        flows[i].next_free = free_flows;
+        free_flows = &flows[i];
+    }
+    chunks[n_chunks++] = flows;
+    return 0;
+}
+
+/* Workers have let go of the flows in limbo: take them back. */
+static void limbo_empty(void) {
+    if (limbo == NULL || rte_rcu_qsbr_check(ff.rcu, limbo_token, false) != 1)
+        return;
+    for (struct ff_flow *f = limbo; f != NULL; f = f->next_free) {
+        free(atomic_exchange(&f->actions, NULL));
+        for (unsigned int w = 0; w < ff.n_workers; w++)
+            ff.workers[w]->flow_counts[f->index / FF_FLOW_CHUNK][f->index % FF_FLOW_CHUNK] =
+                (struct ff_flow_count){0};
+    }
+    *limbo_tail = free_flows;
+    free_flows = limbo;
+    limbo = NULL;
+    limbo_tail = &limbo;
+}
+
+static struct ff_flow *flow_alloc(int *rc) {
+    struct ff_flow *f;
+
+    if (free_flows == NULL)
+        limbo_empty();
+    if (free_flows == NULL) {
+        *rc = chunk_add();
+        if (*rc)
+            return NULL;
+    }
+    f = free_flows;
+    free_flows = f->next_free;
+    return f;
+}
+
+static struct ff_flow *flow_by_id(uint64_t id) {
+    uint32_t index = (uint32_t)id;
+    struct ff_flow *f;
+
+    if (index / FF_FLOW_CHUNK >= n_chunks)
+        return NULL;
+    f = &chunks[index / FF_FLOW_CHUNK][index % FF_FLOW_CHUNK];
+    return f->generation == id >> 32 && f->table != NULL ? f : NULL;
+}
+
+/* ---- masks ---- */
+
+static int by_hits(const void *a, const void *b) {
+    const struct ff_subtable *x = *(struct ff_subtable *const *)a;
+    const struct ff_subtable *y = *(struct ff_subtable *const *)b;
+
+    return (x->hits < y->hits) - (x->hits > y->hits);
+}
+
+/* Publishes the masks, without `gone` and with `more` (either may be NULL), best first. */
+static int masks_publish(const struct ff_subtable *gone, struct ff_subtable *more) {
+    struct mask_list *old = atomic_load(&masks), *m = calloc(1, sizeof(*m));
+
+    if (m == NULL)
+        return -ENOMEM;
+    for (unsigned int i = 0; i < old->n; i++)
+        if (old->t[i] != gone)
+            m->t[m->n++] = old->t[i];
+    if (more != NULL)
+        m->t[m->n++] = more;
+    qsort(m->t, m->n, sizeof(m->t[0]), by_hits);
+    atomic_store_explicit(&masks, m, memory_order_release);
+    ff_retire(old);
+    return 0;
+}
+
+/* Sorts the masks by the hits since the last call. */
+static void masks_sort(void) {
+    struct mask_list *m = atomic_load(&masks);
+    bool sorted = true;
+
+    for (unsigned int i = 0; i < m->n; i++) {
+        uint64_t all = 0;
+
+        for (unsigned int w = 0; w < ff.n_workers; w++)
+            all += ff.workers[w]->mask_hits[m->t[i]->slot];
+        m->t[i]->hits = all - m->t[i]->hits_before;
+        m->t[i]->hits_before = all;
+        if (i > 0 && m->t[i]->hits > m->t[i - 1]->hits)
+            sorted = false;
+    }
+    if (!sorted)
+        (void)masks_publish(NULL, NULL);
+}
+
+static struct ff_subtable *mask_get(const uint64_t mask[FF_KEY_WORDS], int *rc) {
+    struct mask_list *m = atomic_load(&masks);
+    struct ff_subtable *t;
+    unsigned int slot;
+
+    for (unsigned int i = 0; i < m->n; i++)
+        if (memcmp(m->t[i]->mask, mask, sizeof(m->t[i]->mask)) == 0)
+            return m->t[i];
+    if (m->n == FF_MAX_MASKS) {
+        *rc = -ENOSPC;
+        return NULL;
+    }
+    slot = (unsigned int)__builtin_ctz(~slots_used);
+    t = ff_subtable_new(mask, slot);
+    *rc = -ENOMEM;
+    if (t == NULL)
+        return NULL;
+    for (unsigned int w = 0; w < ff.n_workers; w++)
+        t->hits_before += ff.workers[w]->mask_hits[slot];
+    if (masks_publish(NULL, t) != 0) {
+        ff_subtable_free(t);
+        return NULL;
+    }
+    slots_used |= 1u << slot;
+    return t;
+}
+
+static void mask_put(struct ff_subtable *t) {
+    if (t->count != 0 || masks_publish(t, NULL) != 0)
+        return; /* without memory for a new list the empty table stays: harmless */
+    slots_used &= ~(1u << t->slot);
+    ff_subtable_retire(t);
+}
+
+/* ---- the control thread's calls ---- */
+
+static int flow_add(const struct ff_flow_spec *spec, uint64_t *id) {
+    uint64_t key[FF_KEY_WORDS], mask[FF_KEY_WORDS];
+    struct ff_actions *actions;
+    struct ff_subtable *t;
+    struct ff_flow *f;
+    uint32_t hash;
+    int rc;
+
+    memcpy(key, &spec->key, sizeof(key));
+    memcpy(mask, &spec->mask, sizeof(mask));
+    for (unsigned int w = 0; w < FF_KEY_WORDS; w++)
+        key[w] &= mask[w];
+    actions = ff_actions_compile(spec->actions, spec->n_actions, &rc);
+    if (actions == NULL)
+        return rc;
+    t = mask_get(mask, &rc);
+    if (t == NULL) {
+        free(actions);
+        return rc;
+    }
+    hash = ff_subtable_hash(t, key);
+    f = ff_subtable_find(t, hash, key);
+    if (f != NULL) {
+        ff_retire(atomic_exchange_explicit(&f->actions, actions, memory_order_acq_rel));
+        *id = ff_flow_id(f);
+        return 0;
+    }
+    f = flow_alloc(&rc);
+    if (f != NULL) {
+        memcpy(f->key, key, sizeof(key));
+        f->hash = hash;
+        f->table = t;
+        atomic_store_explicit(&f->actions, actions, memory_order_relaxed);
+        rc = ff_subtable_insert(t, f);
+        if (rc == 0) {
+            *id = ff_flow_id(f);
+            return 0;
+        }
+        atomic_store(&f->actions, NULL);
+        f->table = NULL;
+        f->next_free = free_flows;
+        free_flows = f;
+    }
+    free(actions);
+    mask_put(t);
+    return rc;
+}
+
+int ff_flow_add_many(const struct ff_flow_spec *specs, int n, uint64_t *ids, char *err) {
+    int i, rc;
+
+    ff_reclaim();
+    for (i = 0; i < n; i++) {
+        rc = flow_add(&specs[i], &ids[i]);
+        if (rc == 0)
+            continue;
+        snprintf(err, FF_ERR_LEN, "cannot add flow %d of %d: %s", i + 1, n,
+                 rc == -ENOSPC ? "the table is full" : strerror(-rc));
+        break;
+    }
+    return i;
+}
+
+int ff_flow_del_many(const uint64_t *ids, int n) {
+    int deleted = 0;
+
+    limbo_empty();
+    for (int i = 0; i < n; i++) {
+        struct ff_flow *f = flow_by_id(ids[i]);
+        struct ff_subtable *t;
+
+        if (f == NULL)
+            continue;
+        t = f->table;
+        ff_subtable_remove(t, f);
+        f->table = NULL;
+        f->generation++; /* its id is no longer known; a worker may still hold it */
+        f->next_free = NULL;
+        *limbo_tail = f;
+        limbo_tail = &f->next_free;
+        mask_put(t);
+        deleted++;
+    }
+    if (deleted)
+        limbo_token = rte_rcu_qsbr_start(ff.rcu);
+    ff_reclaim();
+    return deleted;
+}
+
+int ff_flow_stats_many(const uint64_t *ids, int n, struct ff_flow_stats *stats) {
+    int known = 0;
+
+    for (int i = 0; i < n; i++) {
+        const struct ff_flow *f = flow_by_id(ids[i]);
+
+        stats[i] = (struct ff_flow_stats){0};
+        if (f == NULL)
+            continue;
+        known++;
+        for (unsigned int w = 0; w < ff.n_workers; w++) {
+            const volatile struct ff_flow_count *c =
+                &ff.workers[w]->flow_counts[f->index / FF_FLOW_CHUNK][f->index % FF_FLOW_CHUNK];
+
+            stats[i].packets += c->packets;
+            stats[i].bytes += c->bytes;
+            stats[i].last_used_s = RTE_MAX(stats[i].last_used_s, c->last_s);
+        }
+    }
+    masks_sort();
+    ff_reclaim();
+    return known;
+}
+
+uint64_t ff_flow_lookup(const struct ff_key *key) {
+    const struct mask_list *m = atomic_load(&masks);
+    uint64_t words[FF_KEY_WORDS];
+
+    memcpy(words, key, sizeof(words));
+    for (unsigned int i = 0; i < m->n; i++) {
+        const struct ff_flow *f =
+            ff_subtable_find(m->t[i], ff_subtable_hash(m->t[i], words), words);
+
+        if (f != NULL)
+            return ff_flow_id(f);
+    }
+    return 0;
+}
+
+/* ---- the workers' lookup ---- */
+
+/*
+ * One mask over the keys named in todo[]: hash all, then look at all buckets,
+ * then at all flows, so that the cache misses of a burst overlap. Keeps in
+ * todo[] what was not found and returns how many these are.
+ */
+static unsigned int subtable_burst(const struct ff_subtable *t, const struct ff_key *keys,
+                                   uint8_t *todo, unsigned int n, struct ff_flow **flows) {
+    const struct ff_view *v = atomic_load_explicit(&t->view, memory_order_acquire);
+    uint32_t hash[FF_BURST];
+    unsigned int left = 0;
+
+    for (unsigned int i = 0; i < n; i++) {
+        hash[i] = ff_subtable_hash(t, (const uint64_t *)(const void *)&keys[todo[i]]);
+        rte_prefetch0(&v->bucket[hash[i] & v->mask]);
+    }
+    for (unsigned int i = 0; i < n; i++) {
+        const struct ff_bucket *b = &v->bucket[hash[i] & v->mask];
+        uint32_t m = ff_bucket_match(b, ff_bucket_sig(hash[i]));
+
+        flows[todo[i]] = m ? b->flow[(unsigned int)__builtin_ctz(m) / 2] : NULL;
+        rte_prefetch0(flows[todo[i]]);
+    }
+    for (unsigned int i = 0; i < n; i++) {
+        const uint64_t *key = (const uint64_t *)(const void *)&keys[todo[i]];
+        struct ff_flow *f = flows[todo[i]];
+
+        if (likely(f != NULL && ff_flow_matches(f, t, key)))
+            continue;
+        f = ff_subtable_find(t, hash[i], key);
+        flows[todo[i]] = f;
+        if (f == NULL)
+            todo[left++] = todo[i];
+    }
+    return left;
+}
+
+void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_flow **flows,
+                          uint64_t *mask_hits) {
+    const struct mask_list *m = atomic_load_explicit(&masks, memory_order_acquire);
+    uint8_t todo[FF_BURST];
+
+    for (unsigned int i = 0; i < n; i++) {
+        todo[i] = (uint8_t)i;
+        flows[i] = NULL;
+    }
+    for (unsigned int i = 0; i < m->n && n > 0; i++) {
+        unsigned int left = subtable_burst(m->t[i], keys, todo, n, flows);
+
+        mask_hits[m->t[i]->slot] += n - left;
+        n = left;
+    }
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Flow table: tuple space search. Each mask has a hash table of its own; a
+ * bucket is one cache line with six signatures and six pointers. One writer
+ * (the control thread); readers take no lock and are protected by RCU.
+ */
+#ifndef FF_FLOW_H
+#define FF_FLOW_H
+
+#include <stdatomic.h>
+
+#include <rte_common.h>
+
+#include "ff.h"
+
+#define FF_KEY_WORDS 8u
+#define FF_FLOW_CHUNK 4096u
+#define FF_FLOW_CHUNKS 512u /* 2 M flows */
+
+/* Actions as workers execute them: mirrors first, outputs counted. Immutable. */
+struct ff_actions {
+    uint32_t n;
+    uint32_t n_outputs; /* outputs and mirrors */
+    int32_t only;       /* the port of the only action, when it is an output; else -1 */
+    struct ff_action list[];
+};
+
+struct ff_subtable;
+
+struct ff_flow {
+    uint64_t key[FF_KEY_WORDS]; /* masked */
+    struct ff_actions *_Atomic actions;
+    uint32_t index; /* of the counters */
+    uint32_t generation;
+    uint32_t hash;
+    struct ff_subtable *table;
+    struct ff_flow *next_free;
+} __rte_cache_aligned;
+
+/* A worker's counters of one flow. */
+struct ff_flow_count {
+    uint64_t packets, bytes, last_s;
+};
+
+/* Checks and compiles an action list; NULL with -errno in *rc. Free with free(). */
+struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, int *rc);
+
+int ff_flow_table_init(void);
+void ff_flow_table_fini(void);
+
+/*
+ * flows[i] for keys[i], NULL when missed; n <= FF_BURST. For workers.
+ * mask_hits[FF_MAX_MASKS] counts where packets are found, so that the masks
+ * that find most are tried first.
+ */
+void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_flow **flows,
+                          uint64_t *mask_hits);
+
+#endif

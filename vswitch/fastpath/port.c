@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Ports: added and removed at run time, and spread over the workers. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "switch.h"
+
+static const struct ff_port_ops *ops_of(int type) {
+    switch (type) {
+    case FF_PORT_VHOST_USER:
+        return &ff_port_vhost_ops;
+    case FF_PORT_PMD:
+        return &ff_port_pmd_ops;
+    default:
+        return NULL;
+    }
+}
+
+/* ---- poll lists ---- */
+
+/* Publishes a worker's poll list without `gone`, and with queue `queue` of `more`. */
+static int poll_change(struct ff_worker *w, const struct ff_port *gone, struct ff_port *more,
+                       uint16_t queue) {
+    struct ff_poll_list *old = atomic_load(&w->poll), *list;
+
+    list = calloc(1, sizeof(*list) + (old->n + 1) * sizeof(list->entry[0]));
+    if (list == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < old->n; i++)
+        if (old->entry[i].port != gone)
+            list->entry[list->n++] =
+                (struct ff_poll_entry){.port = old->entry[i].port, .queue = old->entry[i].queue};
+    if (more != NULL)
+        list->entry[list->n++] = (struct ff_poll_entry){.port = more, .queue = queue};
+    atomic_store_explicit(&w->poll, list, memory_order_release);
+    ff_retire(old);
+    return 0;
+}
+
+static struct ff_worker *least_loaded(void) {
+    struct ff_worker *best = ff.workers[0];
+
+    for (unsigned int i = 1; i < ff.n_workers; i++)
+        if (atomic_load(&ff.workers[i]->poll)->n < atomic_load(&best->poll)->n)
+            best = ff.workers[i];
+    return best;
+}
+
+static void poll_remove(struct ff_port *port) {
+    for (unsigned int i = 0; i < ff.n_workers; i++) {
+        struct ff_poll_list *list = atomic_load(&ff.workers[i]->poll);
+
+        for (uint32_t k = 0; k < list->n; k++) {
+            if (list->entry[k].port != port)
+                continue;
+            /* a worker must not keep a port that is about to go */
+            while (poll_change(ff.workers[i], port, NULL, 0) != 0)
+                ff_synchronize();
+            break;
+        }
+    }
+}
+
+/* ---- statistics ---- */
+
+/* The counts of a port that is gone move to index 0, so that the sums still balance. */
+static void stats_retire(uint16_t id) {
+    for (unsigned int w = 0; w < ff.n_workers; w++) {
+        uint64_t *gone = (uint64_t *)(void *)&ff.workers[w]->port_stats[FF_PORT_NONE];
+        uint64_t *s = (uint64_t *)(void *)&ff.workers[w]->port_stats[id];
+
+        for (size_t i = 0; i < sizeof(struct ff_port_stats) / sizeof(*s); i++) {
+            gone[i] += s[i];
+            s[i] = 0;
+        }
+    }
+}
+
+/* ---- the control thread's calls ---- */
+
+static void port_undo(struct ff_port *port) {
+    poll_remove(port);
+    atomic_store(&ff.ports[port->id], NULL);
+    ff_synchronize();
+    ff_upcall_purge(port->id);
+    port->ops->close(port);
+    ff_synchronize();
+    ff_event_forget(port->id);
+    stats_retire(port->id);
+    free(port);
+    ff_reclaim();
+}
+
+int ff_port_add(const struct ff_port_conf *conf, uint16_t *port_id, char *err) {
+    struct ff_port *port;
+    uint16_t id = 1;
+    int rc;
+
+    err[0] = '\0';
+    ff_error_clear();
+    while (id < FF_MAX_PORTS && ff_port(id) != NULL)
+        id++;
+    if (id == FF_MAX_PORTS || ops_of(conf->type) == NULL || conf->queues == 0 ||
+        conf->queues > FF_MAX_QUEUES) {
+        ff_error(err, "%s: %s", conf->name,
+                 id == FF_MAX_PORTS ? "the switch has as many ports as it can" : "bad port");
+        return id == FF_MAX_PORTS ? -ENOSPC : -EINVAL;
+    }
+    port = aligned_alloc(64, RTE_ALIGN(sizeof(*port), 64));
+    if (port == NULL)
+        return -ENOMEM;
+    *port = (struct ff_port){
+        .id = id,
+        .ops = ops_of(conf->type),
+        .rx_queues = conf->queues,
+        .max_frame = conf->mtu + FF_FRAME_OVERHEAD,
+        .parked_max = ff.parked_max,
+    };
+    snprintf(port->name, sizeof(port->name), "%s", conf->name);
+    /* before open: librte_vhost's threads may look it up as soon as it is open */
+    atomic_store(&ff.ports[id], port);
+    rc = port->ops->open(port, conf, err);
+    if (rc != 0) {
+        atomic_store(&ff.ports[id], NULL);
+        ff_synchronize();
+        ff_event_forget(id);
+        free(port);
+        return rc;
+    }
+    for (uint16_t q = 0; q < port->rx_queues; q++) {
+        rc = poll_change(least_loaded(), NULL, port, q);
+        if (rc != 0) {
+            port_undo(port);
+            return rc;
+        }
+    }
+    ff_reclaim();
+    *port_id = id;
+    return 0;
+}
+
+int ff_port_del(uint16_t port_id, char *err) {
+    struct ff_port *port = ff_port(port_id);
+
+    if (port == NULL) {
+        snprintf(err, FF_ERR_LEN, "no port has number %u", port_id);
+        return -ENOENT;
+    }
+    port_undo(port);
+    return 0;
+}
+
+int ff_port_set_mtu(uint16_t port_id, uint32_t mtu) {
+    struct ff_port *port = ff_port(port_id);
+
+    if (port == NULL)
+        return -ENOENT;
+    port->max_frame = mtu + FF_FRAME_OVERHEAD;
+    return 0;
+}
+
+int ff_port_set_parked_max(uint16_t port_id, uint32_t n) {
+    struct ff_port *port = ff_port(port_id);
+
+    if (port == NULL)
+        return -ENOENT;
+    port->parked_max = n;
+    return 0;
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The switch as its own parts see it: ports, workers and what they share. */
+#ifndef FF_SWITCH_H
+#define FF_SWITCH_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include <rte_mempool.h>
+#include <rte_rcu_qsbr.h>
+#include <rte_ring.h>
+#include <rte_spinlock.h>
+
+#include "ff.h"
+#include "flow.h"
+#include "frame.h"
+
+#define FF_OUT_SLOTS 64u
+#define FF_PARKED_FLOWS 1024u
+#define FF_PARKED_PKTS 8192u
+
+struct ff_worker;
+struct ff_port;
+
+/*
+ * A port type. rx fills at most n frames. tx takes over all n frames, sends
+ * what it can of them in order, frees them as its device needs, and returns
+ * how many it sent. Both are called by workers while the port is ready.
+ */
+struct ff_port_ops {
+    int (*open)(struct ff_port *port, const struct ff_port_conf *conf, char *err);
+    void (*close)(struct ff_port *port); /* waits until no callback can come */
+    unsigned int (*rx)(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
+                       unsigned int n);
+    unsigned int (*tx)(struct ff_port *port, unsigned int queue, struct ff_frame *frames,
+                       unsigned int n);
+    void (*info)(struct ff_port *port, struct ff_port_info *info);
+};
+extern const struct ff_port_ops ff_port_vhost_ops;
+extern const struct ff_port_ops ff_port_pmd_ops;
+
+struct ff_port {
+    uint16_t id;
+    uint16_t rx_queues;
+    uint16_t tx_queues;  /* changes as a front-end enables queues */
+    bool tx_shared;      /* fewer transmit queues than workers: take tx_lock */
+    _Atomic bool ready;  /* rx and tx may be called */
+    _Atomic uint8_t tap; /* union of FF_TAP_* */
+    uint32_t max_frame;  /* bytes */
+    uint32_t parked_max; /* packets, per worker */
+    uint32_t snaplen;    /* of taps */
+    const struct ff_port_ops *ops;
+    void *dev; /* the port type's own */
+    rte_spinlock_t tx_lock[FF_MAX_QUEUES];
+    /* control and vhost threads only, under ff.event_lock */
+    int state;
+    char reason[FF_NAME_LEN];
+    char name[FF_NAME_LEN];
+};
+
+/* One queue that a worker polls. Only the worker writes quiet and skip. */
+struct ff_poll_entry {
+    struct ff_port *port;
+    uint16_t queue;
+    uint16_t quiet; /* looks in a row that found nothing */
+    uint16_t skip;  /* loops to leave it out */
+};
+struct ff_poll_list {
+    uint32_t n;
+    struct ff_poll_entry entry[];
+};
+
+/* Frames on their way to one port, gathered over a burst. */
+struct ff_out {
+    uint16_t port;
+    uint16_t n;
+    struct ff_frame frames[FF_BURST];
+};
+
+/* A request from the control thread to a worker. The worker sets done last. */
+struct ff_command {
+    enum { FF_CMD_VERDICT, FF_CMD_PURGE } type;
+    uint64_t upcall;            /* verdict */
+    struct ff_actions *actions; /* verdict; owned by the command */
+    uint16_t port;              /* purge */
+    _Atomic bool done;
+    struct ff_command *next;
+};
+
+struct ff_parked_pkt {
+    struct ff_frame frame;
+    struct ff_key key;
+    uint16_t queue;
+    struct ff_parked_pkt *next;
+};
+
+/* A flow that waits for its verdict, with its packets in order. See upcall.c. */
+struct ff_parked_flow {
+    _Atomic uint64_t id; /* 0: free */
+    uint64_t ident[3];
+    uint32_t generation;
+    uint16_t in_port;
+    uint16_t slot;
+    struct ff_parked_pkt *head, *tail;
+    struct ff_parked_flow *next; /* in its hash chain, or free list */
+};
+
+struct ff_worker {
+    unsigned int index;
+    unsigned int lcore;
+    struct ff_poll_list *_Atomic poll;
+    uint64_t now;                     /* TSC at the top of the loop */
+    uint64_t now_s;                   /* seconds of CLOCK_MONOTONIC */
+    struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
+    struct ff_worker_stats stats;
+    struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
+    uint64_t mask_hits[FF_MAX_MASKS];
+
+    /* output.c */
+    uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */
+    unsigned int n_out;
+    struct ff_out out[FF_OUT_SLOTS];
+
+    /* upcall.c */
+    struct rte_ring *commands; /* control to worker */
+    struct rte_ring *raised;   /* worker to control: parked flow slots */
+    bool signal;               /* upcalls were raised in this loop */
+    struct ff_parked_flow *parked_flows;
+    struct ff_parked_pkt *parked_pkts;
+    struct ff_parked_flow *free_flows;
+    struct ff_parked_pkt *free_pkts;
+    struct ff_parked_flow *parked_hash[FF_PARKED_FLOWS];
+    unsigned int n_parked_flows;
+    uint32_t parked_of[FF_MAX_PORTS]; /* packets parked, by receiving port */
+
+    /* tap.c */
+    struct rte_ring *taps;
+    uint64_t taps_lost;
+    bool tap_signal;
+
+    /* control thread: commands handed over and not yet freed, oldest first */
+    struct ff_command *issued, **issued_tail;
+} __rte_cache_aligned;
+
+struct ff_switch {
+    struct ff_port *_Atomic ports[FF_MAX_PORTS];
+    struct ff_worker *workers[FF_MAX_WORKERS];
+    unsigned int n_workers;
+    uint32_t parked_max;
+    _Atomic bool stop;
+    _Atomic uint32_t spin_us, sleep_us;
+    struct rte_mempool *pool;     /* packets */
+    struct rte_mempool *tap_pool; /* tapped frames */
+    struct rte_rcu_qsbr *rcu;
+    uint64_t tsc_hz;
+    int upcall_fd, tap_fd, event_fd;
+    _Atomic bool upcall_armed, tap_armed; /* the control thread wants to be told */
+};
+extern struct ff_switch ff;
+
+/* ---- control side ---- */
+
+/* Frees p with free() once every worker has passed a quiescent state. */
+void ff_retire(void *p);
+/* Frees what ff_retire has collected and may be freed now. */
+void ff_reclaim(void);
+/* Waits until every worker has passed a quiescent state. Any thread but a worker's. */
+void ff_synchronize(void);
+
+/* Writes one line to err: the text, and DPDK's last complaint where there is one. */
+void ff_error(char *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Forgets DPDK's last complaint, so that ff_error tells only of what comes now. */
+void ff_error_clear(void);
+int ff_log_open(void);
+
+/* Notes a port's state, and tells the control thread when it is a new one. Any thread. */
+void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+int ff_event_init(void);
+void ff_event_forget(uint16_t port_id);
+
+int ff_tap_init(void);
+int ff_upcall_init(struct ff_worker *w);
+/* Drops the packets parked of a port on every worker; waits for the workers. */
+void ff_upcall_purge(uint16_t port_id);
+void ff_signal(int fd, _Atomic bool *armed);
+
+/* ---- worker side ---- */
+
+int ff_worker_main(void *arg);
+void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                 struct ff_frame *frames, unsigned int n);
+/* Does a list of actions to a frame, which it takes over. */
+void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
+                unsigned int queue, const struct ff_actions *actions);
+void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct ff_frame *frame);
+void ff_output_flush(struct ff_worker *w);
+void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
+                     unsigned int queue);
+/* The parked flow that this packet has to wait behind, or NULL. */
+struct ff_parked_flow *ff_upcall_find(struct ff_worker *w, const struct ff_key *key);
+void ff_upcall_park(struct ff_worker *w, struct ff_parked_flow *flow, struct ff_frame *frame,
+                    const struct ff_key *key, unsigned int queue);
+unsigned int ff_upcall_commands(struct ff_worker *w);
+void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
+                  const struct ff_frame *frame);
+void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
+                  unsigned int drop, uint64_t flow_id, const struct ff_actions *actions);
+
+static inline struct ff_port *ff_port(uint16_t id) {
+    return id < FF_MAX_PORTS ? atomic_load_explicit(&ff.ports[id], memory_order_acquire) : NULL;
+}
+
+static inline bool ff_port_ready(struct ff_port *port) {
+    return atomic_load_explicit(&port->ready, memory_order_acquire);
+}
+
+static inline void ff_drop(struct ff_worker *w, uint16_t port_id, unsigned int reason,
+                           struct ff_frame *frame) {
+    w->port_stats[port_id].drop[reason]++;
+    ff_frame_free(frame);
+}
+
+static inline void ff_flow_counted(struct ff_worker *w, const struct ff_flow *flow,
+                                   uint32_t bytes) {
+    struct ff_flow_count *c =
+        &w->flow_counts[flow->index / FF_FLOW_CHUNK][flow->index % FF_FLOW_CHUNK];
+
+    c->packets++;
+    c->bytes += bytes;
+    if (c->last_s != w->now_s)
+        c->last_s = w->now_s;
+}
+
+static inline uint64_t ff_flow_id(const struct ff_flow *flow) {
+    return ((uint64_t)flow->generation << 32) | flow->index;
+}
+
+#endif

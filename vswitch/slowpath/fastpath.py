@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The binding to the C fast path: a thin, checked layer over `vswitch._ff`.
+
+ff.h says what each call does; here only types change sides. All methods are
+for one thread, asyncio's. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vswitch._ff import ffi, lib
+from vswitch.slowpath.types import (
+    Action,
+    ActionType,
+    Drop,
+    Finish,
+    Flow,
+    FlowStats,
+    Key,
+    PortConfig,
+    PortState,
+    PortType,
+    Upcall,
+)
+
+TAP_RX: int = lib.FF_TAP_RX
+TAP_TX: int = lib.FF_TAP_TX
+TAP_TRACE: int = lib.FF_TAP_TRACE
+DROP_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_drop_name(i)).decode() for i in range(lib.FF_DROP_MAX))
+
+UPCALL_BATCH = 64
+EVENT_BATCH = 64
+TAP_BATCH = 256
+TAP_BYTES = 1 << 20
+
+# struct ff_key. Addresses, eth_type and L4 ports are big-endian, the rest native (x86: little).
+_KEY_HEAD = struct.Struct("<6s6s2sH2H2H4B2s2s16s16s")
+
+
+class FastPathError(Exception):
+    """What the fast path could not do, in one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """A port as the fast path knows it; `mac` is the device's (PMD ports), else empty."""
+
+    state: PortState
+    rx_queues: int
+    tx_queues: int
+    features: int
+    mac: str
+    driver: str
+    reason: str
+
+
+class PortEvent(NamedTuple):
+    port_id: int
+    state: PortState
+    reason: str
+
+
+class QueueStats(NamedTuple):
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortStats:
+    """Counters of one port: summed over workers, and `workers[i]` of each worker alone."""
+
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    replicated: int
+    upcalls: int
+    drops: dict[str, int]
+    queues: tuple[QueueStats, ...]
+    workers: tuple[PortStats, ...] = ()
+
+
+class WorkerStats(NamedTuple):
+    cpu: int
+    loops: int
+    busy_loops: int
+    sleeps: int
+    busy_cycles: int
+    packets: int
+    hits: int
+    misses: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class TapRecord:
+    """One tapped frame; `actions` are at most the first eight of `n_actions`."""
+
+    time_ns: int
+    port_id: int
+    kind: int
+    dropped: Drop
+    frame_len: int
+    frame: bytes
+    flow_id: int
+    n_actions: int
+    actions: tuple[Action, ...]
+
+
+def _pack_key(key: Key) -> bytes:
+    return _KEY_HEAD.pack(
+        key.eth_dst,
+        key.eth_src,
+        key.eth_type.to_bytes(2, "big"),
+        key.in_port,
+        *key.vlan_tpid,
+        *key.vlan_tci,
+        key.ip_proto,
+        key.ip_tos,
+        key.ip_frag,
+        key.tcp_flags,
+        key.l4_src.to_bytes(2, "big"),
+        key.l4_dst.to_bytes(2, "big"),
+        key.ip_src,
+        key.ip_dst,
+    )
+
+
+def _unpack_key(raw: Any) -> Key:
+    (dst, src, etype, in_port, tpid0, tpid1, tci0, tci1, proto, tos, frag, flags, sport, dport, ip_src, ip_dst) = (
+        _KEY_HEAD.unpack(ffi.buffer(raw))
+    )
+    return Key(
+        dst,
+        src,
+        int.from_bytes(etype, "big"),
+        in_port,
+        (tpid0, tpid1),
+        (tci0, tci1),
+        proto,
+        tos,
+        frag,
+        flags,
+        int.from_bytes(sport, "big"),
+        int.from_bytes(dport, "big"),
+        ip_src,
+        ip_dst,
+    )
+
+
+def _pack_actions(actions: Sequence[Action]) -> Any:
+    packed = ffi.new("struct ff_action[]", max(len(actions), 1))
+    for c_action, action in zip(packed, actions, strict=False):
+        c_action.type, c_action.arg, c_action.tpid = action.type, action.arg, action.tpid
+    return packed
+
+
+def _text(chars: Any) -> str:
+    return bytes(ffi.string(chars)).decode(errors="replace")
+
+
+def _add(a: PortStats, b: PortStats) -> PortStats:
+    return PortStats(
+        a.rx_packets + b.rx_packets,
+        a.rx_bytes + b.rx_bytes,
+        a.tx_packets + b.tx_packets,
+        a.tx_bytes + b.tx_bytes,
+        a.replicated + b.replicated,
+        a.upcalls + b.upcalls,
+        {reason: a.drops.get(reason, 0) + b.drops.get(reason, 0) for reason in {**a.drops, **b.drops}},
+        tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
+    )
+
+
+class FastPath:
+    """The running fast path: EAL, workers, ports, flows. One per process, ever."""
+
+    def __init__(self) -> None:
+        self._err = ffi.new("char[]", lib.FF_ERR_LEN)
+        self._upcalls = ffi.new("struct ff_upcall[]", UPCALL_BATCH)
+        self._events = ffi.new("struct ff_event[]", EVENT_BATCH)
+        self._taps = ffi.new("struct ff_tap_rec[]", TAP_BATCH)
+        self._tap_bytes = ffi.new("uint8_t[]", TAP_BYTES)
+        self._tap_lost = ffi.new("uint64_t *")
+        self._log = ffi.new("char[]", 65537)
+        self._queues: dict[int, int] = {}
+        self._eal_argv: tuple[Any, ...] = ()  # EAL keeps pointers into its arguments
+
+    @classmethod
+    def start(cls, eal_args: Sequence[str], mbufs: int, parked_max: int) -> FastPath:
+        """Starts EAL with `eal_args` (without argv[0]) and the workers; raises FastPathError."""
+        self = cls()
+        strings = [ffi.new("char[]", arg.encode()) for arg in ("ffswitchd", *eal_args)]
+        argv = ffi.new("char *[]", strings)
+        self._eal_argv = (strings, argv)
+        conf = ffi.new("struct ff_conf *", (argv, len(strings), mbufs, parked_max))
+        self._check(lib.ff_init(conf, self._err))
+        return self
+
+    def _check(self, rc: int) -> int:
+        if rc < 0:
+            raise FastPathError(_text(self._err) or f"the fast path failed with error {-rc}")
+        return rc
+
+    def stop(self) -> None:
+        """Removes all ports, ends the workers, leaves EAL."""
+        lib.ff_stop()
+
+    @staticmethod
+    def dpdk_version() -> str:
+        """DPDK's own version, "DPDK 22.11.11"."""
+        return _text(lib.ff_dpdk_version())
+
+    @staticmethod
+    def parse(frame: bytes, in_port: int) -> Key | Drop:
+        """What the parser makes of a frame; needs no EAL."""
+        key = ffi.new("struct ff_key *")
+        drop = Drop(lib.ff_parse(ffi.from_buffer(frame), len(frame), in_port, key))
+        return _unpack_key(key) if drop is Drop.NONE else drop
+
+    @property
+    def n_workers(self) -> int:
+        return int(lib.ff_n_workers())
+
+    @property
+    def event_fd(self) -> int:
+        return int(lib.ff_event_fd())
+
+    @property
+    def upcall_fd(self) -> int:
+        return int(lib.ff_upcall_fd())
+
+    @property
+    def tap_fd(self) -> int:
+        return int(lib.ff_tap_fd())
+
+    # ---- ports ----
+
+    def port_add(self, config: PortConfig) -> int:
+        """Adds a port and returns its id; raises FastPathError with nothing left behind."""
+        keep = [ffi.new("char[]", text.encode()) for text in (config.name, config.socket, config.devargs)]
+        conf = ffi.new("struct ff_port_conf *")
+        conf.name, conf.path, conf.devargs = keep
+        conf.type = lib.FF_PORT_VHOST_USER if config.type is PortType.VHOST_USER else lib.FF_PORT_PMD
+        conf.server = config.role == "server"
+        conf.queues = config.queues
+        conf.mtu = config.mtu
+        port_id = ffi.new("uint16_t *")
+        self._check(lib.ff_port_add(conf, port_id, self._err))
+        self._queues[port_id[0]] = config.queues
+        self.port_set_parked_max(port_id[0], config.upcall_budget)
+        return int(port_id[0])
+
+    def port_del(self, port_id: int) -> None:
+        """Removes a port; what it had parked is dropped and counted."""
+        self._check(lib.ff_port_del(port_id, self._err))
+        self._queues.pop(port_id, None)
+
+    def port_set_mtu(self, port_id: int, mtu: int) -> None:
+        lib.ff_port_set_mtu(port_id, mtu)
+
+    def port_set_parked_max(self, port_id: int, n: int) -> None:
+        lib.ff_port_set_parked_max(port_id, n)
+
+    def port_info(self, port_id: int) -> PortInfo:
+        """Raises FastPathError when there is no such port."""
+        info = ffi.new("struct ff_port_info *")
+        if lib.ff_port_info(port_id, info) < 0:
+            raise FastPathError(f"no port has number {port_id}")
+        mac = bytes(ffi.buffer(info.mac))
+        return PortInfo(
+            PortState(info.state),
+            info.rx_queues,
+            info.tx_queues,
+            info.features,
+            mac.hex(":") if any(mac) else "",
+            _text(info.driver),
+            _text(info.reason),
+        )
+
+    def events(self) -> list[PortEvent]:
+        """Port states that changed since the last call, in order; call when event_fd is readable."""
+        n = lib.ff_event_drain(self._events, EVENT_BATCH)
+        return [PortEvent(e.port_id, PortState(e.state), _text(e.reason)) for e in self._events[0:n]]
+
+    # ---- statistics ----
+
+    def port_stats(self, port_id: int) -> PortStats:
+        """Counters of a port; id 0 is the sum of all ports that are gone."""
+        queues = self._queues.get(port_id, lib.FF_MAX_QUEUES)
+        workers = tuple(self._worker_port_stats(lib.ff_port_stats(i)[port_id], queues) for i in range(self.n_workers))
+        total = workers[0]
+        for more in workers[1:]:
+            total = _add(total, more)
+        return PortStats(
+            total.rx_packets,
+            total.rx_bytes,
+            total.tx_packets,
+            total.tx_bytes,
+            total.replicated,
+            total.upcalls,
+            total.drops,
+            total.queues,
+            workers,
+        )
+
+    @staticmethod
+    def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
+        queues = tuple(QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes) for q in s.queue[0:n_queues])
+        rx_packets, rx_bytes, tx_packets, tx_bytes = (sum(column) for column in zip(*queues, strict=True))
+        return PortStats(
+            rx_packets,
+            rx_bytes,
+            tx_packets,
+            tx_bytes,
+            s.replicated,
+            s.upcalls,
+            {DROP_NAMES[reason]: count for reason, count in enumerate(s.drop) if count},
+            queues,
+        )
+
+    def worker_stats(self) -> list[WorkerStats]:
+        stats = [lib.ff_worker_stats(i) for i in range(self.n_workers)]
+        return [
+            WorkerStats(s.cpu, s.loops, s.busy_loops, s.sleeps, s.busy_cycles, s.packets, s.hits, s.misses, s.parked)
+            for s in stats
+        ]
+
+    @property
+    def tsc_hz(self) -> int:
+        return int(lib.ff_tsc_hz())
+
+    # ---- flows ----
+
+    def flow_add(self, flows: Sequence[Flow]) -> list[int]:
+        """Adds flows or replaces their actions; returns their ids. Raises FastPathError when not all could be.
+
+        Flows before the one that failed stay installed; their ids are in the error's `args[1]`.
+        """
+        specs = ffi.new("struct ff_flow_spec[]", max(len(flows), 1))
+        keep = []
+        for spec, flow in zip(specs, flows, strict=False):
+            ffi.buffer(ffi.addressof(spec, "key"))[:] = _pack_key(flow.key)
+            ffi.buffer(ffi.addressof(spec, "mask"))[:] = _pack_key(flow.mask)
+            actions = _pack_actions(flow.actions)
+            keep.append(actions)
+            spec.actions, spec.n_actions = actions, len(flow.actions)
+        ids = ffi.new("uint64_t[]", max(len(flows), 1))
+        added = lib.ff_flow_add_many(specs, len(flows), ids, self._err)
+        if added < len(flows):
+            raise FastPathError(_text(self._err), list(ids[0:added]))
+        return list(ids[0:added])
+
+    def flow_del(self, ids: Sequence[int]) -> int:
+        """Deletes flows; unknown ids are passed over. Returns how many were deleted."""
+        return int(lib.ff_flow_del_many(ffi.new("uint64_t[]", list(ids) or [0]), len(ids)))
+
+    def flow_stats(self, ids: Sequence[int]) -> list[FlowStats]:
+        """Counters of the flows; zeros for an unknown id."""
+        stats = ffi.new("struct ff_flow_stats[]", max(len(ids), 1))
+        lib.ff_flow_stats_many(ffi.new("uint64_t[]", list(ids) or [0]), len(ids), stats)
+        return [FlowStats(s.packets, s.bytes, float(s.last_used_s)) for s in stats[0 : len(ids)]]
+
+    def flow_lookup(self, key: Key) -> int:
+        """The id of the flow that a packet with this key would hit now, or 0."""
+        c_key = ffi.new("struct ff_key *")
+        ffi.buffer(c_key)[:] = _pack_key(key)
+        return int(lib.ff_flow_lookup(c_key))
+
+    # ---- upcalls ----
+
+    def upcalls(self) -> list[Upcall]:
+        """Packets that wait for a verdict; call when upcall_fd is readable."""
+        n = lib.ff_upcall_drain(self._upcalls, UPCALL_BATCH)
+        return [
+            Upcall(u.id, _unpack_key(ffi.addressof(u, "key")), bytes(ffi.buffer(u.head, u.head_len)), u.frame_len)
+            for u in self._upcalls[0:n]
+        ]
+
+    def finish(self, verdicts: Iterable[Finish]) -> None:
+        """Gives the verdicts; those of packets that are gone are passed over."""
+        todo = list(verdicts)
+        c_verdicts = ffi.new("struct ff_verdict[]", max(len(todo), 1))
+        keep = []
+        for c_verdict, verdict in zip(c_verdicts, todo, strict=False):
+            actions = _pack_actions(verdict.actions)
+            keep.append(actions)
+            c_verdict.id, c_verdict.actions, c_verdict.n_actions = verdict.upcall_id, actions, len(verdict.actions)
+        lib.ff_upcall_finish(c_verdicts, len(todo))
+
+    # ---- taps ----
+
+    def tap_set(self, port_id: int, kinds: int, snaplen: int) -> None:
+        """What to tap on a port: a union of TAP_RX, TAP_TX, TAP_TRACE; 0 for nothing."""
+        lib.ff_tap_set(port_id, kinds, snaplen)
+
+    def taps(self) -> list[TapRecord]:
+        """Tapped frames since the last call; call when tap_fd is readable."""
+        n = lib.ff_tap_drain(self._taps, TAP_BATCH, self._tap_bytes, TAP_BYTES, self._tap_lost)
+        return [
+            TapRecord(
+                r.time_ns,
+                r.port_id,
+                r.kind,
+                Drop(r.dropped),
+                r.frame_len,
+                bytes(ffi.buffer(self._tap_bytes + r.offset, r.cap_len)),
+                r.flow_id,
+                r.n_actions,
+                tuple(
+                    Action(ActionType(a.type), a.arg, a.tpid)
+                    for a in r.actions[0 : min(r.n_actions, lib.FF_TRACE_ACTIONS)]
+                ),
+            )
+            for r in self._taps[0:n]
+        ]
+
+    @property
+    def taps_lost(self) -> int:
+        """Records that workers could not store, as of the last call of `taps`."""
+        return int(self._tap_lost[0])
+
+    # ---- settings and log ----
+
+    def idle_set(self, spin_us: int, sleep_us: int) -> None:
+        lib.ff_idle_set(spin_us, sleep_us)
+
+    @staticmethod
+    def log_level(level: int) -> None:
+        """DPDK's log level: 1 (emergency) .. 8 (debug)."""
+        lib.ff_log_level(level)
+
+    def log_lines(self) -> list[str]:
+        """DPDK's log lines since the last call."""
+        lib.ff_log_drain(self._log, 65537)
+        return [line for line in _text(self._log).splitlines() if line]
