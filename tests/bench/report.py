@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.measure import Case
-from tests.bench.stats import Figure, Spread
+from tests.bench.stats import QUIET, Figure, Spread
 
 Results = Mapping[tuple[str, Case], Sequence[Figure]]
 
@@ -65,6 +65,17 @@ def _cells(figures: Sequence[Figure]) -> list[str]:
         percent(Spread.of([f.others_switch for f in figures]).median),
         percent(Spread.of([f.others_generator for f in figures]).median),
     ]
+
+
+def contamination_warning(results: Results) -> str | None:
+    """What to say when other processes disturbed the run, else None."""
+    worst = max(max(f.others_switch, f.others_generator) for figures in results.values() for f in figures)
+    if worst <= QUIET:
+        return None
+    return (
+        f"[yellow]Other processes took up to {percent(worst)} of a core while it was measured. Their CPU time is "
+        "accounted for, the caches they emptied are not: repeat it on a quiet machine before trusting a difference.[/]"
+    )
 
 
 def ratio_table(ratios: Mapping[str, Spread], wanted: Mapping[str, float]) -> Table:

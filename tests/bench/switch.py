@@ -123,9 +123,7 @@ def bench(rounds: int, seconds: float) -> None:
         times = commands.measure(environment)
         ports = many_ports.measure(environment, program, rounds, seconds)
     found = forwarding_ratios(results) | port_ratios(ports)
-    console = report.console()
-    for table in (report.cost_table(results), report.ratio_table(found, WANTED), report.times_table(times)):
-        console.print(table)
+    _print(results, found, times)
     document = {
         "ratios": {name: report.spread_json(spread) for name, spread in found.items()},
         "cells": report.cells_json(results),
@@ -135,6 +133,15 @@ def bench(rounds: int, seconds: float) -> None:
     }
     report.write_json(OUTPUT, document)
     click.echo(f"written to {OUTPUT}")
+
+
+def _print(results: Results, found: Mapping[str, Spread], times: Mapping[str, Spread]) -> None:
+    console = report.console()
+    console.print(report.cost_table(results))
+    if warning := report.contamination_warning(results):
+        console.print(warning)
+    console.print(report.ratio_table(found, WANTED))
+    console.print(report.times_table(times))
 
 
 def _interrupted(number: int, _frame: object) -> NoReturn:
