@@ -72,14 +72,6 @@ def pinned_self(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def run_ns(pid: int, tid: int) -> int:
-    """CPU time of a thread, in ns. Raises BenchError when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise BenchError(f"thread {tid} of process {pid} ended during the measurement") from error
-
-
 def own_ns(pids: Iterable[int], cpus: Iterable[int]) -> dict[int, int]:
     """CPU time of all threads of these processes, by the CPU that each last ran on."""
     total = dict.fromkeys(cpus, 0)

@@ -41,8 +41,6 @@ class Rig:
     peer: Peer
     generator: Generator
     environment: Environment
-    poll: tuple[int, int]  # process and thread id of the switch's poll thread
-    generator_poll: tuple[int, int]
 
     def measure(self, case: Case, seconds: float) -> Figure:
         """The figure of `seconds` of quiet slices, or of the quietest there were.
@@ -80,8 +78,8 @@ class Rig:
             received=counters.received,
             turns=counters.turns,
             turns_full=counters.turns_full,
-            switch=Core(machine.run_ns(*self.poll), own[cpus.switch], idle[cpus.switch]),
-            generator=Core(machine.run_ns(*self.generator_poll), own[cpus.generator], idle[cpus.generator]),
+            switch=Core(own[cpus.switch], idle[cpus.switch]),
+            generator=Core(own[cpus.generator], idle[cpus.generator]),
         )
 
 
@@ -95,9 +93,7 @@ def rig(peer: Peer, program: Path, environment: Environment) -> Iterator[Rig]:
             generator.process.wait_until(f"no socket {path.name}", path.exists)
         peer.connect(sockets)
         generator.ready(peer.check)
-        pid = peer.pids[0]
-        poll = machine.poll_thread(pid, peer.poll_prefix)
-        generator_poll = machine.poll_thread(generator.process.pid, "rte-worker")
+        poll = machine.poll_thread(peer.pids[0], peer.poll_prefix)
         machine.pin(peer.pids, poll, cpus.switch, cpus.generator)
         with machine.pinned_self(cpus.generator):
-            yield Rig(peer, generator, environment, (pid, poll), (generator.process.pid, generator_poll))
+            yield Rig(peer, generator, environment)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From counters to figures: cost of a packet, contamination, spread. No I/O.
 
-The cost of a packet is the CPU time that the switch's poll thread got, in TSC
+The cost of a packet is the time that the switch's core was there for it, in TSC
 cycles, over the packets that reached the other side. It is taken from outside,
-in the same way for every switch, and time that other processes take from the
-thread is not in it. It is right only while the switch is the limit, that is,
-while the generator finds the switch's rings full; otherwise the thread spends
-part of its time on empty rings, and the switch's own count of busy cycles is
-taken instead.
+in the same way for every switch, whether it polls or sleeps when it finds
+nothing, and time that other processes take from the core is not in it. It is
+right only while the switch is the limit, that is, while the generator finds the
+switch's rings full; otherwise part of that time went to empty rings, and the
+switch's own count of busy cycles is taken instead.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class Spread:
 class Core:
     """Cumulative times of one CPU, in ns."""
 
-    poll_ns: int  # the poll thread that is pinned there ran
-    own_ns: int  # any thread of the benchmark ran there, the poll thread included
+    own_ns: int  # threads of the benchmark ran there
     idle_ns: int
 
 
@@ -77,7 +76,6 @@ class Slice:
     sent: int
     received: int
     full_share: float
-    poll_seconds: float
     others_switch: float
     others_generator: float
 
@@ -95,10 +93,14 @@ class Slice:
             sent=b.sent - a.sent,
             received=b.received - a.received,
             full_share=(b.turns_full - a.turns_full) / max(1, b.turns - a.turns),
-            poll_seconds=(b.switch.poll_ns - a.switch.poll_ns) / NS,
             others_switch=others(a.switch, b.switch),
             others_generator=others(a.generator, b.generator),
         )
+
+    @property
+    def core_seconds(self) -> float:
+        """Time that the switch had its core."""
+        return self.seconds * (1 - self.others_switch)
 
     @property
     def contamination(self) -> float:
@@ -110,7 +112,7 @@ class Figure:
     """One measurement of one switch in one case."""
 
     mpps: float  # million packets a second that came out, both ways together
-    cycles: float  # TSC cycles of the poll thread's CPU time per packet
+    cycles: float  # TSC cycles of the switch's core per packet
     own_cycles: float | None  # the same as the switch itself counts it
     switch_limited: bool  # else the generator was the limit
     loss: float  # share of the frames taken that did not come out
@@ -147,7 +149,7 @@ def figure(samples: Sequence[Sample], wanted: int, tsc_hz: float, own: tuple[Own
     own_packets = own[1].packets - own[0].packets if own else 0
     return Figure(
         mpps=received / seconds / 1e6,
-        cycles=statistics.median(s.poll_seconds * tsc_hz / s.received for s in used),
+        cycles=statistics.median(s.core_seconds / s.received for s in used) * tsc_hz,
         own_cycles=(own[1].cycles - own[0].cycles) / own_packets if own and own_packets > 0 else None,
         switch_limited=statistics.median(s.full_share for s in used) >= FULL_SHARE,
         loss=max(0.0, 1 - (samples[-1].received - samples[0].received) / max(1, sent)),

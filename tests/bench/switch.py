@@ -153,7 +153,7 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 @click.option("--seconds", type=click.FloatRange(min=0.25), default=2.0, show_default=True, help="Of each measurement.")
 def main(rounds: int, seconds: float) -> None:
     """Measure ffswitch against OVS-DPDK and testpmd on this machine."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
     try:
         bench(rounds, seconds)
