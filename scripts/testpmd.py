@@ -17,7 +17,7 @@ STOP_SECONDS = 15.0  # run-container gives testpmd 5 before it kills it
 TELEMETRY_MAX = 16384  # bytes of one answer
 
 
-class TestpmdError(Exception):
+class ContainerError(Exception):
     """The container ended by itself, or does not get ready; with the last line that it wrote."""
 
 
@@ -65,9 +65,9 @@ class Testpmd:
         deadline = time.monotonic() + seconds
         while self._ask("/ethdev/link_status,0").get("status") != "UP":
             if self._process.poll() is not None:
-                raise TestpmdError(f"the container on {self.port} ended: {self.last_words()}")
+                raise ContainerError(f"the container on {self.port} ended: {self.last_words()}")
             if time.monotonic() > deadline:
-                raise TestpmdError(f"testpmd on {self.port} is not ready after {seconds:.0f} s: {self.last_words()}")
+                raise ContainerError(f"testpmd on {self.port} is not ready after {seconds:.0f} s: {self.last_words()}")
             time.sleep(0.01)
 
     def counters(self, port: int) -> Counters:
