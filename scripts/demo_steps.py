@@ -83,7 +83,10 @@ class Demo:
     def run_ffswitch(self, *arguments: str, output: int | None = None) -> None:
         """Run one `ffswitch` command without showing the command line."""
         self.console.file.flush()
-        done = subprocess.run([BIN / "ffswitch", *arguments], env=self.environment, check=False, stdout=output)
+        # In a session of its own, where a terminal's Ctrl-C reaches the demo alone.
+        done = subprocess.run(
+            [BIN / "ffswitch", *arguments], env=self.environment, check=False, stdout=output, start_new_session=True
+        )
         if done.returncode:
             raise DemoError(f"`ffswitch {shlex.join(arguments)}` failed")
 
@@ -113,7 +116,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(SECONDS)
-    finally:
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 

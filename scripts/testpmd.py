@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -88,9 +89,10 @@ class Testpmd:
         return answer[question.split(",", maxsplit=1)[0]] or {}
 
     def last_words(self) -> str:
-        """Return the last line that is in the container's log."""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        """Return the first line of the container's log that speaks of a failure, else the last one."""
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        failures = [line for line in lines if re.search(r"fail|cannot|invalid", line, re.IGNORECASE)]
+        return [*failures, *lines[-1:], "it said nothing"][0]
 
     def kill(self) -> None:
         """End the container as a crash would, and wait until run-container has cleaned up after it."""
@@ -98,11 +100,16 @@ class Testpmd:
         self._process.wait(STOP_SECONDS)
 
     def close(self) -> None:
-        """End testpmd, so that it writes its files out, and wait until nothing of the container is left."""
+        """End testpmd, so that it writes its files out, and wait until nothing of the container is left.
+
+        May be called again, as after an interrupt: run-container is killed only when it does not end.
+        """
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.communicate(timeout=STOP_SECONDS)
-        finally:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin
+        self._process.stdin.close()
