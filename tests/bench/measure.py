@@ -41,6 +41,7 @@ class Rig:
     peer: Peer
     generator: Generator
     environment: Environment
+    poll_threads: tuple[int, int]  # the switch's and the generator's
 
     def measure(self, case: Case, seconds: float) -> Figure:
         """The figure of `seconds` of quiet slices, or of the quietest there were.
@@ -51,11 +52,12 @@ class Rig:
         self.generator.wait_for_traffic()
         time.sleep(WARM_UP_SECONDS)
         before = self.peer.own_count()
-        samples = [self._sample()]
         wanted = max(1, round(seconds / SLICE_SECONDS))
-        while not enough(samples, wanted):
-            time.sleep(SLICE_SECONDS)
-            samples.append(self._sample())
+        with machine.undisturbed(self.poll_threads):
+            samples = [self._sample()]
+            while not enough(samples, wanted):
+                time.sleep(SLICE_SECONDS)
+                samples.append(self._sample())
         after = self.peer.own_count()
         tsc_hz = self.generator.counters().tsc_hz
         self.generator.stop()
@@ -94,6 +96,7 @@ def rig(peer: Peer, program: Path, environment: Environment) -> Iterator[Rig]:
         peer.connect(sockets)
         generator.ready(peer.check)
         poll = machine.poll_thread(peer.pids[0], peer.poll_prefix)
+        generator_poll = machine.poll_thread(generator.process.pid, "rte-worker")
         machine.pin(peer.pids, poll, cpus.switch, cpus.generator)
         with machine.pinned_self(cpus.generator):
-            yield Rig(peer, generator, environment)
+            yield Rig(peer, generator, environment, (poll, generator_poll))
