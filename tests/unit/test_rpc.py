@@ -23,6 +23,7 @@ class Methods:
     """Methods that do to the server what real ones may."""
 
     def __init__(self) -> None:
+        self.entered = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -54,6 +55,7 @@ class Methods:
         return iter(range(n))
 
     async def wait(self, params: Params, client: Client) -> object:
+        self.entered.set()
         await self.release.wait()
         return "released"
 
@@ -229,9 +231,7 @@ async def test_client_that_reads_nothing_harms_nobody(bench: Bench) -> None:
     assert (await other.call("echo", value=6))["result"] == 6
 
 
-async def test_client_that_takes_nothing_for_too_long_is_dropped(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_client_that_takes_nothing_for_too_long_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "WRITE_TIMEOUT_S", 0.05)
     left, right = socket.socketpair()
     with left:
@@ -296,8 +296,8 @@ async def test_stop_ends_waiting_clients(bench: Bench) -> None:
     idle, waiting = await bench.peer(), await bench.peer()
     await idle.call("echo")
     waiting.send(b'{"id": 1, "method": "wait"}\n')
-    await waiting.writer.drain()
     async with asyncio.timeout(DEADLINE):
+        await bench.methods.entered.wait()
         await bench.server.stop()
     assert await idle.rest() == b""
     assert await waiting.rest() == b""

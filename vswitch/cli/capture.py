@@ -35,7 +35,7 @@ from vswitch.cli.render import plural
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N packets.")
 @click.pass_obj
 def capture(run_dir: Path, /, *, port: str, target: str, snaplen: int, direction: str, count: int | None) -> None:
-    """Capture a port's packets until ^C; Wireshark and tshark open the file.
+    """Capture a port's packets as pcapng, until ^C.
 
     \b
     ffswitch capture web0 -w web0.pcapng
@@ -48,7 +48,7 @@ def capture(run_dir: Path, /, *, port: str, target: str, snaplen: int, direction
         with client.stopped_by_signals():
             packets = _write(client.raw(), target, count)
     ended = not client.hung_up and packets != count
-    why = f"; the switch ended it, is port {port} gone?" if ended else ""
+    why = f"; it ended early: port {port} or ffswitchd is gone" if ended else ""
     click.echo(f"{plural(packets, 'packet')} captured{why}", err=True)
 
 

@@ -59,7 +59,7 @@ class Client:
     ) -> None:
         self._socket.close()
 
-    def call(self, method: str, params: Params | None = None, wait: float | None = ANSWER_WITHIN) -> Any:  # noqa: ANN401 (JSON)
+    def call(self, method: str, params: Params | None = None, wait: float | None = ANSWER_WITHIN) -> Any:
         """Return the result of `method`; `wait` is how many seconds its answer may take, None = for ever.
 
         Raises RpcError when the daemon refuses, ClientError when it does not answer.
@@ -148,7 +148,7 @@ class Client:
             except ConnectionError:
                 data = b""
             if not data:
-                raise ClientError(f"ffswitchd hung up on {self._path} without an answer; look at its log")
+                raise ClientError(f"ffswitchd hung up on {self._path} without an answer; if it ended, its log says why")
             self._buffer += data
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,27 +33,33 @@ class HostFacts:
 
 def host_facts(worker_cpus: Sequence[int]) -> HostFacts:
     """Read this host's facts; `worker_cpus` are those that the switch polls on."""
+    import resource  # noqa: PLC0415  (a bare add-port does without)
+    import shutil  # noqa: PLC0415
+
+    def hard_limit(which: int) -> int:
+        hard = resource.getrlimit(which)[1]
+        return CONTAINER_LIMIT if hard == resource.RLIM_INFINITY else min(hard, CONTAINER_LIMIT)
+
     allowed = sorted(os.sched_getaffinity(0))
     free = [cpu for cpu in allowed if cpu not in worker_cpus] or allowed
     effective = 0
     mixed = ""
+    pid_max = CONTAINER_LIMIT
     with suppress(OSError, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     with suppress(OSError):
+        pid_max = int(Path("/proc/sys/kernel/pid_max").read_text())
+    with suppress(OSError):
         mixed = Path("/sys/fs/cgroup/unified/cgroup.controllers").read_text().strip()
     return HostFacts(
         cpus=tuple(free),
-        nofile=_hard_limit(resource.RLIMIT_NOFILE),
-        nproc=_hard_limit(resource.RLIMIT_NPROC),
+        nofile=hard_limit(resource.RLIMIT_NOFILE),
+        # podman lowers its own limit of processes to pid_max before it starts a container.
+        nproc=min(hard_limit(resource.RLIMIT_NPROC), pid_max),
         may_raise_limits=bool(effective >> _CAP_SYS_RESOURCE & 1),
         needs_runc=bool(mixed) and shutil.which("runc") is not None,
     )
-
-
-def _hard_limit(which: int) -> int:
-    hard = resource.getrlimit(which)[1]
-    return CONTAINER_LIMIT if hard == resource.RLIM_INFINITY else min(hard, CONTAINER_LIMIT)
 
 
 def eal_arguments(port: Port) -> list[str]:

@@ -28,7 +28,7 @@ def _flush(run_dir: Path, method: str, noun: str, output: str, params: Params | 
 @output_option()
 @click.pass_obj
 def dump_flows(run_dir: Path, port: str | None, flush: bool, output: str) -> None:
-    """List the flows in the table, or those that come from or go to PORT."""
+    """List the flows in the table [of PORT]."""
     if flush and port:
         raise click.UsageError("--flush deletes the flows of all ports; leave PORT out")
     if flush:
@@ -58,7 +58,7 @@ def _idle(seconds: float | None) -> str:
 @output_option()
 @click.pass_obj
 def fdb(run_dir: Path, port: str | None, flush: bool, output: str) -> None:
-    """List the MACs that the switch knows: where each is, and since when."""
+    """List the known MACs and their ports."""
     params = {"port": port} if port else None
     if flush:
         _flush(run_dir, "fdb.flush", "MAC", output, params)

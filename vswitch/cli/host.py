@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vswitch.cli.render import console, output_option, print_json, print_table
+from vswitch.cli.render import output_option, paint, print_json, print_table
 
 if TYPE_CHECKING:
     from vswitch.slowpath.doctor import Finding
     from vswitch.slowpath.drivers import Driver, PciDevice
 
-_LEVEL_STYLES = {"ok": "green", "warn": "yellow", "error": "bold red"}
+_LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "error": "red"}
 
 
 @click.command("drivers")
 @click.argument("name", required=False)
 @output_option()
 def drivers_command(name: str | None, output: str) -> None:
-    """List DPDK's network drivers and this host's PCI network devices, or tell all about driver NAME."""
+    """List network drivers and PCI devices.
+
+    With NAME, tell all about one of DPDK's drivers.
+    """
     from vswitch.slowpath import drivers  # noqa: PLC0415
 
     try:
@@ -68,13 +71,15 @@ def _print_drivers(known: Sequence[Driver]) -> None:
 
 
 def _print_details(driver: Driver) -> None:
-    example = f"{driver.name}0,..." if driver.bus == "vdev" else "the PCI address"
+    device = f"{driver.name}0" if driver.bus == "vdev" else "ADDRESS"
+    keys = ",KEY=VALUE..." if driver.params else ""
     rows = [
         ["driver", driver.name + (f", or {driver.alias}" if driver.alias else "")],
         ["object", driver.path],
         ["bus", driver.bus],
-        ["devargs", f"{example}, with {' '.join(driver.params)}" if driver.params else f"{example}; none declared"],
-        ["declared", driver.params_text or "-"],
+        ["devargs", device + keys],
+        ["keys", " ".join(driver.params) or "none declared"],
+        ["values", driver.params_text or "-"],
         ["kernel", driver.kmod or "-"],
         ["PCI ids", " ".join(f"{vendor:04x}:{device:04x}" for vendor, device, *_ in driver.pci_ids) or "-"],
     ]
@@ -103,7 +108,10 @@ def _print_devices(devices: Sequence[PciDevice], owners: dict[str, Driver | None
 @output_option()
 @click.pass_context
 def doctor(context: click.Context, output: str) -> None:
-    """Say what this host has and lacks for the switch, and what to do. Exits with 1 on an error."""
+    """Say what this host lacks, and what to do.
+
+    Exits with 1 when there is an error.
+    """
     from vswitch.slowpath import doctor as slowpath_doctor  # noqa: PLC0415
 
     findings = slowpath_doctor.diagnose(slowpath_doctor.gather(context.find_object(Path) or Path()))
@@ -116,15 +124,12 @@ def doctor(context: click.Context, output: str) -> None:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    target = console()
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
-        head = Text(f"{finding.level:5}  ", style=_LEVEL_STYLES[finding.level])
-        target.print(head, Text(f"{finding.topic:{width}}  {finding.what}"), sep="", soft_wrap=True)
+        level = paint(f"{finding.level:5}", _LEVEL_COLOURS[finding.level])
+        click.echo(f"{level}  {finding.topic:{width}}  {finding.what}")
         if finding.todo:
-            target.print(Text(" " * (9 + width) + f"-> {finding.todo}"), soft_wrap=True)
+            click.echo(f"{'':{9 + width}}-> {finding.todo}")
 
 
 COMMANDS = (drivers_command, doctor)

@@ -6,19 +6,57 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vswitch import __version__
-from vswitch.cli import capture, completion, flows, host, ports, stats, top, trace
 from vswitch.cli.client import INVALID_PARAMS, ClientError, RpcError
 
 DEFAULT_RUN_DIR = "/run/ffswitch"
 
 
+# The module of each command. Only that of the one called is imported: add-port is called once for each container.
+_MODULES = {
+    "ports": ("add-port", "del-port", "list-ports", "show", "set", "get"),
+    "flows": ("dump-flows", "fdb"),
+    "stats": ("stats",),
+    "top": ("top",),
+    "trace": ("trace",),
+    "capture": ("capture",),
+    "host": ("drivers", "doctor"),
+    "completion": ("completion",),
+}
+
+
+class _Root(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(name for names in _MODULES.values() for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for module, names in _MODULES.items():
+            if cmd_name in names:
+                commands: Sequence[click.Command] = import_module(f"vswitch.cli.{module}").COMMANDS
+                return next(command for command in commands if command.name == cmd_name)
+        return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader (head, a pager) has what it wanted. Python must not meet the pipe again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return result
+
+
 @click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
     "--run-dir",
@@ -44,16 +82,10 @@ def cli(context: click.Context, run_dir: Path) -> None:
         context.exit(2)
 
 
-for _module in (ports, flows, stats, top, trace, capture, host, completion):
-    for _command in _module.COMMANDS:
-        cli.add_command(_command)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     try:
         code = cli.main(args=args, prog_name="ffswitch", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ffswitch"
@@ -66,10 +98,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         return 1
-    except BrokenPipeError:
-        # The reader (head, a pager) has what it wanted. Python must not meet the pipe again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _where(command: str) -> str:

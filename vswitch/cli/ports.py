@@ -13,12 +13,12 @@ import click
 from vswitch.cli import containers
 from vswitch.cli.client import ANSWER_WITHIN, Client, ClientError, RpcError
 from vswitch.cli.render import (
-    STATE_STYLES,
-    console,
+    STATE_COLOURS,
     count,
     duration,
     listing,
     output_option,
+    paint,
     plural,
     print_json,
     print_table,
@@ -74,7 +74,7 @@ def vlan_list(text: str) -> list[int]:
 @click.option("--trunks", type=vlan_list, metavar="VLANS", help="Trunk of these VLANs, such as 10,20-29.")
 @click.option("--native-vlan", type=int, metavar="VLAN", help="Trunk: VLAN of untagged frames.")
 @click.option("--may-exist", is_flag=True, help="Not an error when the port exists as asked for.")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECS", help="Wait so long for the port to be ready.")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECS", help="Wait so long for it to be ready, or fail.")
 @click.option("--no-wait", is_flag=True, help="Return at once.  [the default]")
 @output_option(*CONTAINER_FORMS)
 @click.pass_obj
@@ -86,7 +86,7 @@ def add_port(
     wait: float | None,
     no_wait: bool,
     output: str,
-    **options: Any,  # noqa: ANN401 (click)
+    **options: Any,
 ) -> None:
     """Add a port, and print what its container needs.
 
@@ -112,6 +112,10 @@ def add_port(
         click.echo(_container_form(port, output, [worker["cpu"] for worker in workers]).rstrip("\n"))
     else:
         _print_added(port)
+    if wait and port["state"] != "ready":
+        raise click.ClickException(
+            f"port {name} is {port['state']} after {wait:g} s ({port['reason']}); it stays, and gets ready by itself"
+        )
 
 
 def _container_form(port: Port, form: str, worker_cpus: Sequence[int]) -> str:
@@ -194,7 +198,7 @@ def list_ports(run_dir: Path, output: str) -> None:
     headers = ["PORT", "TYPE", "STATE", ">FOR", "MAC", "VLAN", ">RX PKTS", ">TX PKTS", ">DROPPED", "WHY"]
     if not any(row[-1] for row in rows):
         headers, rows = headers[:-1], [row[:-1] for row in rows]
-    print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one", STATE_STYLES)
+    print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one", STATE_COLOURS)
 
 
 @click.command()
@@ -210,7 +214,8 @@ def show(run_dir: Path, output: str) -> None:
     version, switch = found["version"], found["switch"]
     cpus = listing([worker["cpu"] for worker in version["workers"]])
     workers = plural(len(version["workers"]), "worker")
-    click.echo(f"ffswitch {version['version']} on DPDK {version['dpdk']}, up {duration(version['uptime_s'])}")
+    dpdk = version["dpdk"].removeprefix("DPDK ")
+    click.echo(f"ffswitch {version['version']} on DPDK {dpdk}, up {duration(version['uptime_s'])}")
     click.echo(f"    daemon   pid {version['pid']}, in {version['run_dir']}, {workers} on CPU {cpus}")
     click.echo(f"    tables   {plural(found['flows'], 'flow')}, {plural(found['macs'], 'MAC')}")
     click.echo("    settings " + ", ".join(f"{key} {_plain(value)}" for key, value in switch.items()))
@@ -219,12 +224,9 @@ def show(run_dir: Path, output: str) -> None:
 
 
 def _print_port(port: Port) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
     state, reason = port["state"], _why(port)
-    head = Text.assemble("Port ", (port["name"], "bold"), ": ", (state, STATE_STYLES.get(state, "yellow")))
-    head.append(f" for {since(port.get('since'))}" + (f" ({reason})" if reason else ""))
-    console().print(head, soft_wrap=True)
+    why = f" ({reason})" if reason else ""
+    click.echo(f"Port {port['name']}: {paint(state, STATE_COLOURS.get(state, ''))} for {since(port.get('since'))}{why}")
     for line in port_lines(port):
         click.echo(f"    {line}")
 
@@ -276,7 +278,7 @@ def _read_values(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_value(key: str, value: str) -> Any:  # noqa: ANN401 (JSON)
+def _read_value(key: str, value: str) -> Any:
     """Give a value the type that its key has; what does not read as that is left for the daemon to refuse."""
     if key == "trunks":
         return vlan_list(value)
@@ -306,7 +308,7 @@ def _split_target(switch: bool, words: Sequence[str]) -> tuple[str | None, Seque
 @output_option()
 @click.pass_obj
 def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -> None:
-    """Change a port's settings, or the switch's.
+    """Change settings of a port or the switch.
 
     \b
     ffswitch set web0 tag=10
@@ -337,7 +339,9 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
 @output_option()
 @click.pass_obj
 def get_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -> None:
-    """Print a port's settings and state, or the switch's settings.
+    """Print settings and state of a port.
+
+    With --switch, print those of the switch.
 
     With one KEY the value alone is printed: ffswitch get web0 state
     """

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from vswitch.cli.ports import complete_port
 from vswitch.cli.render import output_option, print_json, print_table
 
 
-def drop_text(drops: Mapping[str, int]) -> str:
+def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = str) -> str:
     """{"vlan": 3, "policy": 0} -> "vlan 3": the reasons that occurred, the most frequent first."""
     found = sorted(((number, reason) for reason, number in drops.items() if number), reverse=True)
-    return ", ".join(f"{reason} {number}" for number, reason in found)
+    return ", ".join(f"{reason} {number_text(number)}" for number, reason in found)
 
 
 @click.command()
@@ -90,7 +90,7 @@ def _print_totals(totals: Mapping[str, Any]) -> None:
     click.echo(
         f"received {totals['received']} + copies {totals['replicated']} = sent {totals['sent']} + "
         f"dropped {number}{reasons} + waiting {totals['parked']}"
-        + ("" if totals["balanced"] else ": DOES NOT ADD UP, please report it")
+        + ("" if totals["balanced"] else " (counted while packets moved)")
     )
 
 

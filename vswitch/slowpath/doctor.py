@@ -7,7 +7,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -67,7 +66,6 @@ class Facts:
     fast_path_built: bool = True
     pmd_dir: str = "/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0"
     drivers: tuple[Driver, ...] = ()
-    machine: str = "x86_64"
     huge_pages: tuple[HugePages, ...] = ()
     huge_mounts: tuple[str, ...] = ()
     memory_mb: int = 16384  # available
@@ -135,7 +133,7 @@ def _memory(facts: Facts) -> Iterable[Finding]:
     free_huge = sum(page.free * page.size_kb for page in pages) // 1024
     if facts.memory_mb + free_huge < MEMORY_MB:
         what = f"{facts.memory_mb} MB available, and the switch takes {MEMORY_MB} MB unless told"
-        yield Finding(Level.ERROR, "memory", what, "free some, or start 'ffswitchd --memory 256'")
+        yield Finding(Level.ERROR, "memory", what, "free some, or give ffswitchd a smaller --memory and --mbufs")
     else:
         yield Finding(Level.OK, "memory", f"{facts.memory_mb} MB available")
 
@@ -281,7 +279,6 @@ def gather(run_dir: Path) -> Facts:
         fast_path_built=importlib.util.find_spec("vswitch._ff") is not None,
         pmd_dir=str(pmd_dir or ""),
         drivers=known,
-        machine=platform.machine(),
         huge_pages=tuple(_huge_pages()),
         huge_mounts=tuple(_huge_mounts()),
         memory_mb=int(available[1]) // 1024 if available else 0,

@@ -1,54 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would become of a packet (trace.packet), and what became of the next ones (trace.live)."""
+"""What would become of packets (trace.packet), and what becomes of the next ones (trace.live)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import copy
 import time
 from collections.abc import Iterator, Sequence
 
 from vswitch.slowpath import pipeline
-from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, SwitchError
 from vswitch.slowpath.fastpath import TAP_TRACE, TapRecord
 from vswitch.slowpath.flowtext import key_fields, match_text, present, summary
 from vswitch.slowpath.params import entry_of, optional_entry
 from vswitch.slowpath.ports import whole_number
 from vswitch.slowpath.rpc import Client, Params
+from vswitch.slowpath.simulate import HEAD_LEN, Fate, Result, Simulator
 from vswitch.slowpath.switch import PortEntry, Switch
-from vswitch.slowpath.types import Action, ActionType, Drop, Finish, Key, Upcall
+from vswitch.slowpath.types import Action, ActionType, Decision, Drop, Key
 
-# Enough for every header that the parser reads.
-_HEAD = 256
 _LIVE_MAX = 1_000_000
 # A reader of a live trace that does not keep up misses packets, and they do not count towards its N.
 _BACKLOG_MAX = 2**20
-# Two VLAN tags and the Ethernet header, beyond the MTU (ff.h, FF_DROP_OVERSIZE).
-_OVERHEAD = 22
-
-
-def _outputs(switch: Switch, frames: Sequence[tuple[int, bytes]]) -> tuple[list[object], list[str], Drop]:
-    """(what arrives where, what does not and why, the last such reason)."""
-    outputs: list[object] = []
-    reasons: list[str] = []
-    drop = Drop.NONE
-    for port_id, frame in frames:
-        name = switch.port_label(port_id)
-        entry = switch.ports.get(name)
-        if entry is None:
-            drop = Drop.PORT_GONE
-            reasons.append(f"{name} does not exist any more")
-        elif not entry.up:
-            drop = Drop.PORT_DOWN
-            reasons.append(f"{name} is {entry.state.label}: nothing can be sent to it")
-        elif len(frame) > entry.config.mtu + _OVERHEAD:
-            drop = Drop.TX_OVERSIZE
-            reasons.append(f"{len(frame)} bytes are more than the MTU of {name}, {entry.config.mtu}, allows")
-        else:
-            outputs.append({"port": name, "frame_len": len(frame), "vlan": _vlan(frame)})
-    return outputs, reasons, drop
 
 
 def _vlan(frame: bytes) -> int:
@@ -58,27 +31,24 @@ def _vlan(frame: bytes) -> int:
     return 0
 
 
-def _drop_of(actions: Sequence[Action]) -> Drop:
-    return next((Drop(a.arg) for a in actions if a.type is ActionType.DROP), Drop.POLICY)
-
-
-def _dropped(text: str, fields: dict[str, str] | None, drop: Drop, reasons: list[str]) -> dict[str, object]:
-    return {
-        "summary": text,
-        "key": fields,
-        "result": "dropped",
-        "outputs": [],
-        "drop": drop.label,
-        "reasons": reasons,
-        "flow": None,
-    }
-
-
 class Tracer:
     """The two trace methods of the control socket."""
 
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
+
+    def _to_json(self, fate: Fate, frame_len: int, reasons: Sequence[str], flow: int | None) -> dict[str, object]:
+        label = self._switch.port_label
+        key = fate.key
+        return {
+            "summary": summary(key, frame_len) if key else f"{frame_len} bytes",
+            "key": key_fields(key, present(key), label) if key else None,
+            "result": fate.result,
+            "outputs": [{"port": label(to), "frame_len": len(sent), "vlan": _vlan(sent)} for to, sent in fate.outputs],
+            "drop": fate.drop.label if fate.result is Result.DROPPED else None,
+            "reasons": list(reasons),
+            "flow": flow,
+        }
 
     # ---- what would happen -----------------------------------------------------
 
@@ -91,49 +61,27 @@ class Tracer:
         decoded = [_frame(number, frame) for number, frame in enumerate(frames, start=1)]
         if not entry.id:
             raise SwitchError(f"port {entry.config.name} is not open: {entry.reason}")
-        return self._predict_all(entry, decoded)
+        return self._predict(entry, decoded)
 
-    def _predict_all(self, entry: PortEntry, frames: Sequence[bytes]) -> Iterator[object]:
-        model = copy.deepcopy(self._switch.core)
+    def _predict(self, entry: PortEntry, frames: Sequence[bytes]) -> Iterator[object]:
+        simulator = Simulator(self._switch.core.fork())
         for frame in frames:
-            yield self._predict(model, entry, frame)
+            fate = simulator.send(entry.id, frame, time.monotonic())
+            reasons = (fate.decision.reasons if fate.decision else ()) + self._losses(fate, entry.id)
+            flow = self._live_flow(fate.key) if fate.key else None
+            yield self._to_json(fate, len(frame), reasons, flow)
 
-    def _predict(self, model: SwitchCore, entry: PortEntry, frame: bytes) -> dict[str, object]:
-        if len(frame) > entry.config.mtu + _OVERHEAD:
-            why = f"{len(frame)} bytes are more than the MTU of {entry.config.name}, {entry.config.mtu}, allows"
-            return _dropped(f"{len(frame)} bytes", None, Drop.OVERSIZE, [why])
-        key = pipeline.parse(frame, entry.id)
-        if isinstance(key, Drop):
-            return _dropped(f"{len(frame)} bytes", None, key, [f"the parser refuses it: {key.label}"])
-        now = time.monotonic()
-        decision = model.decide(key, now)
-        commands = model.upcall(Upcall(0, key, frame, len(frame)), now)
-        actions = next(c.actions for c in commands if isinstance(c, Finish))
-        flow_id = self._switch.flows.handle(self._switch.fast_path.flow_lookup(key))
-        return self._report(key, frame, actions, list(decision.reasons), flow_id)
+    def _losses(self, fate: Fate, in_port: int) -> tuple[str, ...]:
+        """What the decision's own reasons do not say: refusals before it, losses after it."""
+        if fate.decision is None:
+            return (f"refused before any decision: {fate.drop.label}",)
+        losses = [(port_id, drop) for port_id, drop in fate.drops if (port_id, drop) != (in_port, fate.decision.drop)]
+        return tuple(f"lost at {self._switch.port_label(port_id)}: {drop.label}" for port_id, drop in losses)
 
-    def _report(
-        self, key: Key, frame: bytes, actions: Sequence[Action], reasons: list[str], flow: int | None
-    ) -> dict[str, object]:
-        text = summary(key, len(frame))
-        fields = key_fields(key, present(key), self._switch.port_label)
-        wanted = pipeline.apply(actions, frame)
-        if not wanted:
-            return _dropped(text, fields, _drop_of(actions), reasons) | {"flow": flow}
-        outputs, failures, drop = _outputs(self._switch, wanted)
-        if not outputs:
-            return _dropped(text, fields, drop, reasons + failures) | {"flow": flow}
-        return {
-            "summary": text,
-            "key": fields,
-            "result": "flooded" if any("flood" in reason for reason in reasons) else "forwarded",
-            "outputs": outputs,
-            "drop": None,
-            "reasons": reasons + failures,
-            "flow": flow,
-        }
+    def _live_flow(self, key: Key) -> int | None:
+        return self._switch.flows.handle(self._switch.fast_path.flow_lookup(key))
 
-    # ---- what happened ------------------------------------------------------------
+    # ---- what happens ------------------------------------------------------------
 
     async def live(self, params: Params, client: Client) -> object:
         """trace.live: a notification for each of the next `n` packets (received on `port`), then how many."""
@@ -144,42 +92,51 @@ class Tracer:
         def deliver(records: Sequence[TapRecord]) -> None:
             nonlocal told
             for record in records:
-                if told == wanted or client.backlog() > _BACKLOG_MAX:
-                    break
-                client.notify("trace", self._record(record))
-                told += 1
+                if told < wanted and client.backlog() < _BACKLOG_MAX:
+                    client.notify("trace", {"time": record.time_ns / 1e9} | self._became(record))
+                    told += 1
             if told == wanted:
                 subscription.ended.set()
 
-        subscription = self._switch.taps.subscribe(entry.id if entry else None, TAP_TRACE, _HEAD, deliver)
+        subscription = self._switch.taps.subscribe(entry.id if entry else None, TAP_TRACE, HEAD_LEN, deliver)
         try:
             await client.until_closed(subscription.ended)
         finally:
             self._switch.taps.unsubscribe(subscription)
         return {"count": told}
 
-    def _record(self, record: TapRecord) -> dict[str, object]:
-        return {"time": record.time_ns / 1e9} | self._became(record)
-
     def _became(self, record: TapRecord) -> dict[str, object]:
         # The tap has the headers; lengths inside them are checked against the whole frame's.
         frame = record.frame.ljust(record.frame_len, b"\0")
-        key = pipeline.parse(frame, record.port_id)
+        key = record.dropped or pipeline.parse(frame, record.port_id)
         if isinstance(key, Drop):
-            drop = record.dropped or key
-            return _dropped(f"{record.frame_len} bytes", None, drop, [f"the parser refused it: {drop.label}"])
+            why = f"refused before any decision: {key.label}"
+            return self._to_json(Fate(Result.DROPPED, key), len(frame), [why], None)
         decision = self._switch.core.decide(key, time.monotonic())
         handle = self._switch.flows.handle(record.flow_id)
         flow = self._switch.core.flows().get(handle) if handle is not None else None
-        if flow is None and record.flow_id:
-            return self._report(key, frame, record.actions, ["a flow matched it that is gone since"], None)
-        if flow is None:
-            reasons = ["no flow matched it: the slow path decides", *decision.reasons]
-            return self._report(key, frame, decision.actions, reasons, None)
-        reasons = [f"flow {handle} matched it: {match_text(flow.key, flow.mask, self._switch.port_label)}"]
-        if decision.actions == flow.actions:
+        if flow is not None:
+            actions = flow.actions
+            reasons = [f"flow {handle} matches: {match_text(flow.key, flow.mask, self._switch.port_label)}"]
+        elif record.flow_id:
+            actions = record.actions
+            reasons = ["a flow matched that is gone since"]
+        else:
+            actions = decision.actions
+            reasons = ["no flow matches: the slow path decides"]
+        if decision.actions == actions:
             reasons += decision.reasons
-        return self._report(key, frame, flow.actions, reasons, handle)
+        return self._to_json(_fate(key, frame, actions, decision), len(frame), reasons, handle)
+
+
+def _fate(key: Key, frame: bytes, actions: Sequence[Action], decision: Decision) -> Fate:
+    """What `actions` do to a frame; what its output ports then do with it is not in a trace."""
+    outputs = tuple(pipeline.apply(actions, frame))
+    if any(action.type is ActionType.OUTPUT for action in actions):
+        result = Result.FLOODED if decision.floods else Result.FORWARDED
+        return Fate(result, key=key, outputs=outputs)
+    drop = next((Drop(action.arg) for action in actions if action.type is ActionType.DROP), Drop.POLICY)
+    return Fate(Result.DROPPED, drop, key=key, outputs=outputs)
 
 
 def _frame(number: int, text: object) -> bytes:
