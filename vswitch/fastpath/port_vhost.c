@@ -229,13 +229,6 @@ static const struct rte_vhost_user_extern_ops message_ops = {
     .post_msg_handle = after_message,
 };
 
-static void tx_queues_update(struct vhost_dev *d) {
-    /* those from 0 on without a gap: a gap would be a queue nobody reads */
-    uint32_t n = (uint32_t)__builtin_ctz(~atomic_load(&d->rx_enabled));
-
-    d->port->tx_queues = (uint16_t)RTE_MIN(n, (uint32_t)d->port->rx_queues);
-}
-
 static int new_connection(int vid) {
     struct vhost_dev *d = dev_of(vid);
 
