@@ -113,8 +113,6 @@ class Bridge:
             return self._dropped(port, Verdict((), MASK_DST, Drop.RESERVED_MAC, vlan))
         # Where a priority tag becomes a VLAN tag, its priority bits go along; else nobody looks at them.
         keeps_priority = tag.tpid != 0 and tag.vid == 0 and vlan != 0
-        if not keeps_priority:
-            tag = Tag(tag.tpid, tag.vid)
         frame = _Frame(port, tag, vlan, Station(vlan, key.eth_src), Station(vlan, key.eth_dst))
         verdict = Verdict(
             actions=(),
