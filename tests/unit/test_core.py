@@ -320,6 +320,7 @@ def test_static_address_on_a_port_outside_the_vlan() -> None:
     assert switch.actions(1, A, B) == out(2)
     switch.core.port_changed(port(2, tag=10), switch.now)
     assert switch.actions(1, A, B) == drop(Drop.NO_DEST)
+    assert switch.where(B) == 2
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ class Bridge:
         port, vlan, dst = frame.port, frame.vlan, frame.dst
         if verdict.admission is Admission.HELD:
             return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
-        target = None if dst.mac[0] & 1 else fdb.port_of(dst)
+        target = fdb.port_of(dst)  # of a group, never known: no frame comes from one
         if frame.src == dst and verdict.admission not in (Admission.STATIC, Admission.NONE):
             target = port.id  # whether or not the port may learn it
         if target == port.id:
