@@ -273,15 +273,16 @@ async def test_wait_for_a_port_that_is_deleted(bench: Bench) -> None:
         await asyncio.wait_for(waiting, DEADLINE)
 
 
-def test_log_lines_are_passed_on_at_their_level(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_are_passed_on_a_level_less(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    for level, line in ((4, "EAL: bad"), (5, "odd\x1b"), (6, "note"), (7, "chat")):
+    for level, line in ((3, "EAL: lost"), (4, "bad"), (5, "odd\x1b"), (6, "note"), (7, "chat")):
         bench.fake.say(level, line)
     bench.switch.on_events()
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("ERROR", "DPDK: EAL: bad"),
-        ("WARNING", "DPDK: odd"),
-        ("INFO", "DPDK: note"),
+        ("ERROR", "DPDK: EAL: lost"),
+        ("WARNING", "DPDK: bad"),
+        ("INFO", "DPDK: odd"),
+        ("DEBUG", "DPDK: note"),
         ("DEBUG", "DPDK: chat"),
     ]
 

@@ -41,8 +41,9 @@ from vswitch.slowpath.types import (
 log = logging.getLogger(__name__)
 dpdk_log = logging.getLogger("dpdk")
 
-# RTE_LOG_WARNING, NOTICE, INFO and DEBUG; whatever is graver is an error.
-_LOG_LEVELS = {5: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG, 8: logging.DEBUG}
+# RTE_LOG_EMERG .. DEBUG are 1 .. 8. DPDK's drivers call errors what is none to a switch, such as a peer that is not
+# there yet; where one matters, a call fails and says so. Hence a level less.
+_LOG_LEVELS = {4: logging.WARNING, 5: logging.INFO, 6: logging.DEBUG, 7: logging.DEBUG, 8: logging.DEBUG}
 
 # Flows whose counters are read before other work gets its turn.
 _STATS_CHUNK = 2048
@@ -279,8 +280,7 @@ class Switch:
             if event.state is not entry.state:
                 entry.since = time.time()
                 why = f" ({event.reason})" if event.reason else ""
-                level = logging.WARNING if event.state is PortState.LOST else logging.INFO
-                log.log(level, "port %s: %s%s", entry.config.name, event.state.label, why)
+                log.info("port %s: %s%s", entry.config.name, event.state.label, why)
             entry.state, entry.reason = event.state, event.reason
             if entry.up is not was_up:
                 self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
@@ -288,7 +288,7 @@ class Switch:
         self._pass_log()
 
     def _pass_log(self) -> None:
-        """Pass DPDK's own lines on. Its informational ones are many, and port states say the same."""
+        """Pass DPDK's own lines on."""
         for level, line in self.fast_path.log_lines():
             dpdk_log.log(_LOG_LEVELS.get(level, logging.ERROR), "DPDK: %s", one_line(line))
 
