@@ -67,7 +67,7 @@ static uint16_t steer_hash(const struct ff_key *key) {
 
     if (!(key->ip_frag & FF_FRAG_ANY) && key->ip_proto != 1 && key->ip_proto != 58)
         h ^= ((uint32_t)key->l4_src << 16) ^ key->l4_dst;
-    h ^= h >> 16; /* what tells neighbours apart, the last bytes of addresses, comes high */
+    h ^= h >> 16;     /* what tells neighbours apart, the last bytes of addresses, comes high */
     h *= 0x9e3779b1u; /* 2^32 / golden ratio */
     return (uint16_t)(h >> 24);
 }

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine under the benchmarks: CPUs, CPU times, threads, huge pages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.errors import BenchError
+
+NR_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+FREE_HUGEPAGES = NR_HUGEPAGES.with_name("free_hugepages")
+HUGEPAGE_MB = 2
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+# proc_pid_stat(5), counted from the field after the command's name: the CPU last run on.
+_STAT_PROCESSOR = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """The two CPUs in use: one for the switch's poll thread, one for everything else."""
+
+    switch: int
+    generator: int
+
+    @staticmethod
+    def choose() -> Cpus:
+        """The last two CPUs that this process may use. Raises BenchError when there is one only."""
+        allowed = sorted(os.sched_getaffinity(0))
+        if len(allowed) < 2:
+            raise BenchError("the benchmark needs two CPUs: one for the switch, one for the traffic generator")
+        return Cpus(switch=allowed[-1], generator=allowed[-2])
+
+
+def threads(pid: int) -> dict[int, str]:
+    """Thread ids of a process and their names; empty when it is gone."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[int(task.name)] = (task / "comm").read_text().strip()
+    return found
+
+
+def poll_thread(pid: int, prefix: str) -> int:
+    """The one thread of a process whose name starts with `prefix`. Raises BenchError."""
+    found = [tid for tid, name in threads(pid).items() if name.startswith(prefix)]
+    if len(found) != 1:
+        raise BenchError(f"process {pid} has {len(found)} threads named {prefix}*, expected one")
+    return found[0]
+
+
+def pin(pids: Iterable[int], poll: int, poll_cpu: int, others_cpu: int) -> None:
+    """Puts the poll thread on its CPU, and every other thread of these processes on `others_cpu`."""
+    for pid in pids:
+        for tid in threads(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(tid, {poll_cpu if tid == poll else others_cpu})
+
+
+@contextlib.contextmanager
+def pinned_self(cpu: int) -> Iterator[None]:
+    """Keeps this thread on `cpu`. Children would inherit it, so start none meanwhile that needs more."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def undisturbed(threads: Iterable[int]) -> Iterator[None]:
+    """Has these threads run in favour of all others (SCHED_FIFO), but for this one, which must look at the clock.
+
+    The kernel leaves the others 5 % (sched_rt_runtime_us). Without the right to do it nothing changes.
+    """
+    urgent = dict.fromkeys(threads, 1) | {0: 2}
+    normal = os.sched_param(0)
+    try:
+        for tid, priority in urgent.items():
+            with contextlib.suppress(PermissionError):
+                os.sched_setscheduler(tid, os.SCHED_FIFO, os.sched_param(priority))
+        yield
+    finally:
+        for tid in urgent:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.sched_setscheduler(tid, os.SCHED_OTHER, normal)
+
+
+def own_ns(pids: Iterable[int], cpus: Iterable[int]) -> dict[int, int]:
+    """CPU time of all threads of these processes, by the CPU that each last ran on."""
+    total = dict.fromkeys(cpus, 0)
+    for pid in pids:
+        for tid in threads(pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                task = Path(f"/proc/{pid}/task/{tid}")
+                cpu = int((task / "stat").read_text().rpartition(")")[2].split()[_STAT_PROCESSOR])
+                if cpu in total:
+                    total[cpu] += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
+def idle_ns(cpus: Iterable[int]) -> dict[int, int]:
+    """Idle time (with that spent waiting for I/O) of each CPU since boot."""
+    wanted = {f"cpu{cpu}": cpu for cpu in cpus}
+    idle = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in wanted:
+            idle[wanted[name]] = (int(fields[3]) + int(fields[4])) * _TICK_NS
+    return idle
+
+
+@contextlib.contextmanager
+def huge_pages(megabytes: int) -> Iterator[bool]:
+    """Sees to it that so much is free in 2 MB pages, and undoes that at the end; yields False when it cannot be had."""
+    before = _read(NR_HUGEPAGES)
+    missing = -(-megabytes // HUGEPAGE_MB) - _read(FREE_HUGEPAGES)
+    if missing > 0:
+        _set_huge_pages(before + missing)
+    try:
+        yield _read(FREE_HUGEPAGES) * HUGEPAGE_MB >= megabytes
+    finally:
+        if missing > 0:
+            _set_huge_pages(before)
+
+
+def _read(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except OSError:
+        return 0
+
+
+def _set_huge_pages(count: int) -> None:
+    with contextlib.suppress(OSError):  # no rights or no such page size: the caller reads what came of it
+        NR_HUGEPAGES.write_text(str(count))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks print and write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.measure import Case
+from tests.bench.stats import QUIET, Figure, Spread
+
+Results = Mapping[tuple[str, Case], Sequence[Figure]]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def cost_table(results: Results) -> Table:
+    """A line for each switch and case: medians and spread over the rounds."""
+    table = Table(title="Forwarding between two vhost-user ports, one core", title_justify="left")
+    table.add_column("case")
+    table.add_column("switch")
+    for heading in (
+        "cycles/packet",
+        "min .. max",
+        "own count",
+        "Mpps",
+        "lost",
+        "limit",
+        "others' CPU: switch",
+        "generator",
+    ):
+        table.add_column(heading, justify="right")
+    order = list(dict.fromkeys(case for _, case in results))
+    for case in order:
+        names = [name for name, its_case in results if its_case == case]
+        for name in names:
+            table.add_row(
+                case.label if name == names[0] else "",
+                name,
+                *_cells(results[name, case]),
+                end_section=name == names[-1],
+            )
+    return table
+
+
+def _cells(figures: Sequence[Figure]) -> list[str]:
+    cost = Spread.of([f.cost for f in figures])
+    own = [f.own_cycles for f in figures if f.own_cycles is not None]
+    limited = sum(f.switch_limited for f in figures)
+    return [
+        f"{cost.median:.0f}",
+        f"{cost.minimum:.0f} .. {cost.maximum:.0f}",
+        f"{Spread.of(own).median:.0f}" if own else "-",
+        f"{Spread.of([f.mpps for f in figures]).median:.2f}",
+        percent(Spread.of([f.loss for f in figures]).median),
+        "switch" if limited == len(figures) else f"generator in {len(figures) - limited}",
+        percent(Spread.of([f.others_switch for f in figures]).median),
+        percent(Spread.of([f.others_generator for f in figures]).median),
+    ]
+
+
+def contamination_warning(results: Results) -> str | None:
+    """What to say when other processes disturbed the run, else None."""
+    worst = max(max(f.others_switch, f.others_generator) for figures in results.values() for f in figures)
+    if worst <= QUIET:
+        return None
+    return (
+        f"[yellow]Other processes took up to {percent(worst)} of a core while it was measured. Their CPU time is "
+        "accounted for, the caches they emptied are not: repeat it on a quiet machine before trusting a difference.[/]"
+    )
+
+
+def ratio_table(ratios: Mapping[str, Spread], wanted: Mapping[str, float]) -> Table:
+    """The ratios by name, and which of the wanted ones are reached."""
+    table = Table(title="Ratios, each computed within a round; more is better for ffswitch", title_justify="left")
+    table.add_column("ratio")
+    for heading in ("median", "min .. max", "wanted"):
+        table.add_column(heading, justify="right")
+    for name, spread in ratios.items():
+        goal = ""
+        if name in wanted:
+            good = spread.median >= wanted[name]
+            goal = f"≥ {wanted[name]:g} {'[green]reached[/]' if good else '[red]missed[/]'}"
+        table.add_row(name, f"{spread.median:.2f}", f"{spread.minimum:.2f} .. {spread.maximum:.2f}", goal)
+    return table
+
+
+def times_table(times: Mapping[str, Spread]) -> Table:
+    """Latencies, given in seconds, printed in milliseconds."""
+    table = Table(title="Commands, from start to exit", title_justify="left")
+    table.add_column("command")
+    for heading in ("median ms", "min .. max"):
+        table.add_column(heading, justify="right")
+    for name, s in times.items():
+        table.add_row(name, f"{s.median * 1e3:.1f}", f"{s.minimum * 1e3:.1f} .. {s.maximum * 1e3:.1f}")
+    return table
+
+
+def spread_json(spread: Spread) -> dict[str, float]:
+    return {"median": spread.median, "min": spread.minimum, "max": spread.maximum}
+
+
+def cells_json(results: Results) -> list[dict[str, Any]]:
+    """Every single measurement, in no particular order of time; `round` counts from 1."""
+    return [
+        {"switch": name, **asdict(case), "round": number, "cost": f.cost, **asdict(f)}
+        for (name, case), figures in results.items()
+        for number, f in enumerate(figures, start=1)
+    ]
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def console() -> Console:
+    """Wide enough for the tables when the output is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=160)
