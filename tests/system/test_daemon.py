@@ -116,6 +116,14 @@ def test_second_daemon_is_refused(daemon: Ffswitchd) -> None:
     assert daemon.call("version")["pid"] == daemon.process.pid
 
 
+def test_two_run_dirs_two_switches(daemon: Ffswitchd, tmp_path: Path) -> None:
+    with Ffswitchd(tmp_path / "other") as other:
+        for switch in (daemon, other):
+            with attach(switch, "a") as one, attach(switch, "b") as two:
+                ping(one, two)
+    assert daemon.call("version")["pid"] == daemon.process.pid
+
+
 def refusal(*options: str, code: str = MAIN) -> tuple[int, str]:
     """(exit status, the one line on stderr) of a daemon that does not start."""
     command = [sys.executable, "-c", code, *options]
