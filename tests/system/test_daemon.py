@@ -99,6 +99,21 @@ def test_stops_in_order(run_dir: Path, number: signal.Signals) -> None:
     daemon.stop()
 
 
+def test_sigterm_while_it_starts(run_dir: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "--run-dir", str(run_dir)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + TIMEOUT
+    while not (run_dir / "ffswitchd.pid").exists():  # from then on it heeds signals
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        process.send_signal(number)
+    _, stderr = process.communicate(timeout=STOP_TIMEOUT)
+    assert process.returncode == 0, stderr
+    assert [path.name for path in run_dir.iterdir()] == ["ports"]
+
+
 def test_sighup_is_harmless(daemon: Ffswitchd) -> None:
     with attach(daemon, "a") as one, attach(daemon, "b") as two:
         for number in range(3):
