@@ -14,7 +14,7 @@ SAMPLES = 20
 
 def measure(environment: Environment) -> dict[str, Spread]:
     """Seconds of each command, SAMPLES times, against a daemon that has nothing else to do."""
-    with FfSwitch(environment) as switch:
+    with FfSwitch(environment.part("commands")) as switch:
         return {
             "ffswitch --help": Spread.of([_timed(switch, "--help") for _ in range(SAMPLES)]),
             "ffswitch add-port": Spread.of([_timed(switch, "add-port", f"p{i}") for i in range(SAMPLES)]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.machine import Cpus
@@ -19,6 +19,12 @@ class Environment:
     cpus: Cpus
     huge: bool
 
+    def part(self, name: str) -> Environment:
+        """The same with a directory of its own, which is made."""
+        directory = self.directory / name
+        directory.mkdir()
+        return replace(self, directory=directory)
+
     @property
     def env(self) -> dict[str, str]:
         """Environment variables of every process: EAL makes its run-time directory in ours."""
@@ -28,7 +34,9 @@ class Environment:
         """EAL's memory arguments; the same kind of memory for all, and nothing left behind in the file system."""
         isolation = ["--no-telemetry", "--no-pci", "--file-prefix", prefix]
         if self.huge:
-            return [*isolation, "--in-memory", "--single-file-segments", "-m", str(megabytes)]
+            # The limit is for OVS, which otherwise makes its pool as large as it can.
+            limit = ["-m", str(megabytes), "--socket-limit", str(megabytes)]
+            return [*isolation, "--in-memory", "--single-file-segments", *limit]
         # --no-huge implies legacy memory; OVS wants it said, or adds --in-memory, which excludes it.
         return [*isolation, "--no-huge", "--legacy-mem", "--no-shconf", "-m", str(megabytes)]
 

@@ -18,7 +18,7 @@ from tests.bench.errors import BenchError
 from tests.bench.process import Process, run
 
 SOURCE = Path(__file__).with_name("generator.c")
-MEMORY_MB = 64
+MEMORY_MB = 48
 ANSWER_SECONDS = 10.0
 CONNECT_SECONDS = 60.0
 CHECK_SECONDS = 0.5
@@ -61,7 +61,6 @@ class Generator:
         argv: list[str | Path] = [program, *environment.lcores(environment.cpus.generator)]
         argv += environment.memory_args(MEMORY_MB, "generator")
         for index, path in enumerate(environment.sockets):
-            path.unlink(missing_ok=True)
             argv += ["--vdev", f"net_virtio_user{index},path={path},server=1,mac=02:00:00:00:00:{index + 1:02x}"]
         self.process = Process(argv, environment.directory / "generator.log", env=environment.env, pipe_stdout=True)
         self._pending = b""

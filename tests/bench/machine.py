@@ -72,6 +72,25 @@ def pinned_self(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextlib.contextmanager
+def undisturbed(threads: Iterable[int]) -> Iterator[None]:
+    """Has these threads run in favour of all others (SCHED_FIFO), but for this one, which must look at the clock.
+
+    The kernel leaves the others 5 % (sched_rt_runtime_us). Without the right to do it nothing changes.
+    """
+    urgent = dict.fromkeys(threads, 1) | {0: 2}
+    normal = os.sched_param(0)
+    try:
+        for tid, priority in urgent.items():
+            with contextlib.suppress(PermissionError):
+                os.sched_setscheduler(tid, os.SCHED_FIFO, os.sched_param(priority))
+        yield
+    finally:
+        for tid in urgent:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.sched_setscheduler(tid, os.SCHED_OTHER, normal)
+
+
 def own_ns(pids: Iterable[int], cpus: Iterable[int]) -> dict[int, int]:
     """CPU time of all threads of these processes, by the CPU that each last ran on."""
     total = dict.fromkeys(cpus, 0)

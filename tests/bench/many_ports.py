@@ -40,13 +40,13 @@ class Round:
 def measure(environment: Environment, program: Path, rounds: int, seconds: float) -> list[Round]:
     """Each round with a switch of its own. Raises BenchError."""
     results = []
-    for _ in range(rounds):
-        switch = FfSwitch(environment)
-        with rig(switch, program, environment) as running, contextlib.ExitStack() as stack:
+    for number in range(rounds):
+        here = environment.part(f"ports{number}")
+        switch = FfSwitch(here)
+        with rig(switch, program, here) as running, contextlib.ExitStack() as stack:
             alone = running.measure(CASE, seconds)
-            sockets = [environment.directory / f"idle{i}.sock" for i in range(IDLE_PORTS)]
+            sockets = [here.directory / f"idle{i}.sock" for i in range(IDLE_PORTS)]
             for i, path in enumerate(sockets):
-                path.unlink(missing_ok=True)
                 switch.call("port.add", name=f"idle{i}", socket=str(path))
             waiting = running.measure(CASE, seconds)
             ends = [FrontEnd(path, rx_ring=RING, tx_ring=RING) for path in sockets]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tests.bench.peers import Peer
 from tests.bench.stats import Core, Figure, Sample, enough, figure
 
 # Long enough for addresses to be learned and for OVS's caches, filled by chance, to be full.
-WARM_UP_SECONDS = 0.7
+WARM_UP_SECONDS = 0.5
 SLICE_SECONDS = 0.25
 
 
@@ -41,6 +42,25 @@ class Rig:
     peer: Peer
     generator: Generator
     environment: Environment
+    poll_threads: tuple[int, int]  # the switch's and the generator's
+
+    def pause(self) -> None:
+        """Stops all its processes where they are, so that another rig has the machine."""
+        self._signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Lets a paused rig run meanwhile."""
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in (*self.peer.pids, self.generator.process.pid):
+            with contextlib.suppress(ProcessLookupError):  # whoever looks after it will say so
+                os.kill(pid, number)
 
     def measure(self, case: Case, seconds: float) -> Figure:
         """The figure of `seconds` of quiet slices, or of the quietest there were.
@@ -51,11 +71,12 @@ class Rig:
         self.generator.wait_for_traffic()
         time.sleep(WARM_UP_SECONDS)
         before = self.peer.own_count()
-        samples = [self._sample()]
         wanted = max(1, round(seconds / SLICE_SECONDS))
-        while not enough(samples, wanted):
-            time.sleep(SLICE_SECONDS)
-            samples.append(self._sample())
+        with machine.pinned_self(self.environment.cpus.generator), machine.undisturbed(self.poll_threads):
+            samples = [self._sample()]
+            while not enough(samples, wanted):
+                time.sleep(SLICE_SECONDS)
+                samples.append(self._sample())
         after = self.peer.own_count()
         tsc_hz = self.generator.counters().tsc_hz
         self.generator.stop()
@@ -89,11 +110,11 @@ def rig(peer: Peer, program: Path, environment: Environment) -> Iterator[Rig]:
     sockets: Sequence[Path] = environment.sockets
     cpus = environment.cpus
     with peer, Generator(program, environment) as generator:
-        for path in sockets[:1]:  # the second appears when the first has its peer
-            generator.process.wait_until(f"no socket {path.name}", path.exists)
+        # The second socket appears when the first has its peer.
+        generator.process.wait_until("no socket", sockets[0].exists)
         peer.connect(sockets)
         generator.ready(peer.check)
         poll = machine.poll_thread(peer.pids[0], peer.poll_prefix)
+        generator_poll = machine.poll_thread(generator.process.pid, "rte-worker")
         machine.pin(peer.pids, poll, cpus.switch, cpus.generator)
-        with machine.pinned_self(cpus.generator):
-            yield Rig(peer, generator, environment)
+        yield Rig(peer, generator, environment, (poll, generator_poll))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +103,7 @@ class Process:
             if self._child.stdin is not None:
                 self._child.stdin.close()
         self._child.terminate()
+        self._child.send_signal(signal.SIGCONT)  # it may be paused
         try:
             self._child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +19,7 @@ import click
 from tests.bench import commands, generator, machine, many_ports, report
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
-from tests.bench.measure import Case, rig
+from tests.bench.measure import Case, Rig, rig
 from tests.bench.peers import Peer
 from tests.bench.peers.ffswitch import FfSwitch
 from tests.bench.peers.ovs import Ovs
@@ -25,15 +27,15 @@ from tests.bench.peers.testpmd import Testpmd
 from tests.bench.stats import Figure, Spread, ratios
 
 OUTPUT = Path("build/bench/switch.json")
-# The largest switch and the generator, with room for EAL's rounding up.
-HUGE_MB = 448
+# All switches and their generators, with room for EAL's rounding up.
+HUGE_MB = 896
 
 SMALL, LARGE = Case(64, 1), Case(1500, 1)
 MANY = {"1k": Case(64, 1_000), "10k": Case(64, 10_000)}
 CASES = (SMALL, LARGE, *MANY.values())
 
 NORMAL = "ovs-normal"
-# OVS's other ways to cache many flows; its default is the exact-match cache, filled with a probability of 1/100.
+# How OVS can cache many flows; its default is the exact-match cache, filled with a probability of 1/100.
 NORMAL_CACHES: Mapping[str, Mapping[str, str]] = {
     "ovs-normal, emc always": {"emc-insert-inv-prob": "1"},
     "ovs-normal, smc": {"emc-insert-inv-prob": "0", "smc-enable": "true"},
@@ -44,34 +46,61 @@ WANTED = {"vs_ovs_normal_64": 1.0, "ports_256": 0.5}
 Results = dict[tuple[str, Case], list[Figure]]
 
 
-def contenders(environment: Environment) -> Sequence[tuple[Callable[[], Peer], Sequence[Case]]]:
-    """One of each switch, in the order of a round, and the cases that it is measured in."""
-    basic: list[Callable[[], Peer]] = [
-        lambda: Ovs(environment, "ovs-flows", flows=True),
-        lambda: Ovs(environment, NORMAL),
-        lambda: Testpmd(environment),
-        lambda: FfSwitch(environment),
-    ]
-    caches = [_ovs_normal(environment, name) for name in NORMAL_CACHES]
-    return [(peer, CASES) for peer in basic] + [(peer, tuple(MANY.values())) for peer in caches]
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A line of the table: a switch, how it is set up, and the cases that it is measured in."""
+
+    name: str
+    rig: Rig
+    cases: Sequence[Case] = CASES
+    prepare: Callable[[], None] = lambda: None
 
 
-def _ovs_normal(environment: Environment, name: str) -> Callable[[], Peer]:
-    return lambda: Ovs(environment, name, settings=NORMAL_CACHES[name])
+@contextlib.contextmanager
+def contenders(environment: Environment, program: Path) -> Iterator[Sequence[Contender]]:
+    """Starts one switch of each kind, each with its generator, and pauses them all."""
+    with contextlib.ExitStack() as stack:
+
+        def start(peer: Peer, part: Environment) -> Rig:
+            started = stack.enter_context(rig(peer, program, part))
+            started.pause()
+            return started
+
+        here = environment.part("flows")
+        flows = start(Ovs(here, "ovs-flows", flows=True), here)
+        here = environment.part("normal")
+        ovs = Ovs(here, NORMAL, flows=False)
+        normal = start(ovs, here)
+        here = environment.part("testpmd")
+        testpmd = start(Testpmd(here), here)
+        here = environment.part("ffswitch")
+        ffswitch = start(FfSwitch(here), here)
+        caches = [
+            Contender(name, normal, tuple(MANY.values()), partial(ovs.set_caches, settings))
+            for name, settings in NORMAL_CACHES.items()
+        ]
+        yield [
+            Contender(flows.peer.name, flows),
+            Contender(NORMAL, normal, CASES, partial(ovs.set_caches, {})),
+            Contender(testpmd.peer.name, testpmd),
+            Contender(ffswitch.peer.name, ffswitch),
+            *caches,
+        ]
 
 
 def forwarding(environment: Environment, program: Path, rounds: int, seconds: float) -> Results:
-    """Every switch in every case, one switch after the other, `rounds` times over. Raises BenchError."""
+    """`rounds` times: every case, in each every switch, one after the other. Raises BenchError."""
     results: Results = {}
-    for number in range(1, rounds + 1):
-        for make, cases in contenders(environment):
-            peer = make()
-            with rig(peer, program, environment) as running:
-                for case in cases:
-                    figure = running.measure(case, seconds)
-                    results.setdefault((peer.name, case), []).append(figure)
+    with contenders(environment, program) as field:
+        for number in range(1, rounds + 1):
+            for case in CASES:
+                for contender in (c for c in field if case in c.cases):
+                    with contender.rig.resumed():
+                        contender.prepare()
+                        figure = contender.rig.measure(case, seconds)
+                    results.setdefault((contender.name, case), []).append(figure)
                     click.echo(
-                        f"round {number}/{rounds}: {peer.name}: {case.label}: {figure.cost:.0f} cycles, "
+                        f"round {number}/{rounds}: {case.label}: {contender.name}: {figure.cost:.0f} cycles, "
                         f"{figure.mpps:.2f} Mpps, others {report.percent(figure.others_switch)}"
                     )
     return results
@@ -149,8 +178,8 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.25), default=2.0, show_default=True, help="Of each measurement.")
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.25), default=1.0, show_default=True, help="Of each measurement.")
 def main(rounds: int, seconds: float) -> None:
     """Measure ffswitch against OVS-DPDK and testpmd on this machine."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

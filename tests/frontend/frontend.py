@@ -179,10 +179,10 @@ class FrontEnd:
 
         The socket file stays behind, as it does then.
         """
-        self._drop_connection()
-        if self._listener is not None:
+        if self._listener is not None:  # first, or the back-end comes back at once
             self._listener.close()
             self._listener = None
+        self._drop_connection()
         for vring in self.vrings:
             os.close(vring.kick)
             os.close(vring.call)

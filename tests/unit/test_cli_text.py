@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from typing import Any
 
 import click
 import pytest
 
 from tests.unit.rpcserver import port
-from vswitch.cli import containers
+from vswitch.cli import containers, render
 from vswitch.cli.containers import TESTPMD_IMAGE, HostFacts
 from vswitch.cli.ports import vlan_list, vlan_text
-from vswitch.cli.render import count, duration, listing, plural, size
+from vswitch.cli.render import count, duration, listing, plural, print_table, size
 from vswitch.cli.stats import drop_text
 from vswitch.cli.top import rates_between
 
@@ -41,6 +42,22 @@ def test_size(number: float, text: str) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (sys.maxsize, ["PORT   N  WHY", "web0  12  because of this and of that and of more"]),
+        (41, ["PORT   N  WHY", "web0  12  because of this and of that and", "          of more"]),
+        (30, ["PORT   N  WHY", "web0  12", "      because of this and of", "      that and of more"]),
+    ],
+)
+def test_last_column_wraps_on_a_terminal(
+    columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(render, "_terminal_columns", lambda: columns)
+    print_table(["PORT", ">N", "WHY"], [["web0", "12", "because of this and of that and of more"]], "none")
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_words() -> None:

@@ -73,16 +73,15 @@ def test_large_pool_gets_more_memory() -> None:
 
 
 def test_arguments_with_huge_pages() -> None:
-    args = eal.eal_args((2, 3), {0, 1, 2, 3, 6}, eal.Memory(True, 0), 77)
+    args = eal.eal_args((2, 3), {0, 1, 2, 3, 6}, eal.Memory(True, 0))
     assert args[:2] == ["--lcores", "0@(0-3,6),1@(2),2@(3)"]
     assert {"--in-memory", "--single-file-segments", "--no-telemetry"} <= set(args)
     assert not {"--no-huge", "-m"} & set(args)
 
 
 def test_arguments_without_huge_pages() -> None:
-    args = eal.eal_args((1,), {0, 1}, eal.Memory(False, 512), 77)
+    args = eal.eal_args((1,), {0, 1}, eal.Memory(False, 512))
     assert {"--no-huge", "--no-shconf", "--no-telemetry"} <= set(args)
-    assert args[args.index("--file-prefix") + 1] == "ffswitch-77"
     assert args[args.index("-m") + 1] == "512"
     assert "--in-memory" not in args
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +33,13 @@ class HostFacts:
 
 def host_facts(worker_cpus: Sequence[int]) -> HostFacts:
     """Read this host's facts; `worker_cpus` are those that the switch polls on."""
+    import resource  # noqa: PLC0415  (a bare add-port does without)
+    import shutil  # noqa: PLC0415
+
+    def hard_limit(which: int) -> int:
+        hard = resource.getrlimit(which)[1]
+        return CONTAINER_LIMIT if hard == resource.RLIM_INFINITY else min(hard, CONTAINER_LIMIT)
+
     allowed = sorted(os.sched_getaffinity(0))
     free = [cpu for cpu in allowed if cpu not in worker_cpus] or allowed
     effective = 0
@@ -49,17 +54,12 @@ def host_facts(worker_cpus: Sequence[int]) -> HostFacts:
         mixed = Path("/sys/fs/cgroup/unified/cgroup.controllers").read_text().strip()
     return HostFacts(
         cpus=tuple(free),
-        nofile=_hard_limit(resource.RLIMIT_NOFILE),
+        nofile=hard_limit(resource.RLIMIT_NOFILE),
         # podman lowers its own limit of processes to pid_max before it starts a container.
-        nproc=min(_hard_limit(resource.RLIMIT_NPROC), pid_max),
+        nproc=min(hard_limit(resource.RLIMIT_NPROC), pid_max),
         may_raise_limits=bool(effective >> _CAP_SYS_RESOURCE & 1),
         needs_runc=bool(mixed) and shutil.which("runc") is not None,
     )
-
-
-def _hard_limit(which: int) -> int:
-    hard = resource.getrlimit(which)[1]
-    return CONTAINER_LIMIT if hard == resource.RLIM_INFINITY else min(hard, CONTAINER_LIMIT)
 
 
 def eal_arguments(port: Port) -> list[str]:

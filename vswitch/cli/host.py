@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vswitch.cli.render import console, output_option, print_json, print_table
+from vswitch.cli.render import output_option, paint, print_json, print_table
 
 if TYPE_CHECKING:
     from vswitch.slowpath.doctor import Finding
     from vswitch.slowpath.drivers import Driver, PciDevice
 
-_LEVEL_STYLES = {"ok": "green", "warn": "yellow", "error": "bold red"}
+_LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "error": "red"}
 
 
 @click.command("drivers")
@@ -124,15 +124,12 @@ def doctor(context: click.Context, output: str) -> None:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    target = console()
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
-        head = Text(f"{finding.level:5}  ", style=_LEVEL_STYLES[finding.level])
-        target.print(head, Text(f"{finding.topic:{width}}  {finding.what}"), sep="", soft_wrap=True)
+        level = paint(f"{finding.level:5}", _LEVEL_COLOURS[finding.level])
+        click.echo(f"{level}  {finding.topic:{width}}  {finding.what}")
         if finding.todo:
-            target.print(Text(" " * (9 + width) + f"-> {finding.todo}"), soft_wrap=True)
+            click.echo(f"{'':{9 + width}}-> {finding.todo}")
 
 
 COMMANDS = (drivers_command, doctor)

@@ -6,19 +6,42 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vswitch import __version__
-from vswitch.cli import capture, completion, flows, host, ports, stats, top, trace
 from vswitch.cli.client import INVALID_PARAMS, ClientError, RpcError
 
 DEFAULT_RUN_DIR = "/run/ffswitch"
 
 
+# The module of each command. Only that of the one called is imported: add-port is called once for each container.
+_MODULES = {
+    "ports": ("add-port", "del-port", "list-ports", "show", "set", "get"),
+    "flows": ("dump-flows", "fdb"),
+    "stats": ("stats",),
+    "top": ("top",),
+    "trace": ("trace",),
+    "capture": ("capture",),
+    "host": ("drivers", "doctor"),
+    "completion": ("completion",),
+}
+
+
 class _Root(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(name for names in _MODULES.values() for name in names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for module, names in _MODULES.items():
+            if cmd_name in names:
+                commands: Sequence[click.Command] = import_module(f"vswitch.cli.{module}").COMMANDS
+                return next(command for command in commands if command.name == cmd_name)
+        return None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
@@ -57,11 +80,6 @@ def cli(context: click.Context, run_dir: Path) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
-
-
-for _module in (ports, flows, stats, top, trace, capture, host, completion):
-    for _command in _module.COMMANDS:
-        cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -13,12 +13,12 @@ import click
 from vswitch.cli import containers
 from vswitch.cli.client import ANSWER_WITHIN, Client, ClientError, RpcError
 from vswitch.cli.render import (
-    STATE_STYLES,
-    console,
+    STATE_COLOURS,
     count,
     duration,
     listing,
     output_option,
+    paint,
     plural,
     print_json,
     print_table,
@@ -198,7 +198,7 @@ def list_ports(run_dir: Path, output: str) -> None:
     headers = ["PORT", "TYPE", "STATE", ">FOR", "MAC", "VLAN", ">RX PKTS", ">TX PKTS", ">DROPPED", "WHY"]
     if not any(row[-1] for row in rows):
         headers, rows = headers[:-1], [row[:-1] for row in rows]
-    print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one", STATE_STYLES)
+    print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one", STATE_COLOURS)
 
 
 @click.command()
@@ -224,12 +224,9 @@ def show(run_dir: Path, output: str) -> None:
 
 
 def _print_port(port: Port) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
     state, reason = port["state"], _why(port)
-    head = Text.assemble("Port ", (port["name"], "bold"), ": ", (state, STATE_STYLES.get(state, "yellow")))
-    head.append(f" for {since(port.get('since'))}" + (f" ({reason})" if reason else ""))
-    console().print(head, soft_wrap=True)
+    why = f" ({reason})" if reason else ""
+    click.echo(f"Port {port['name']}: {paint(state, STATE_COLOURS.get(state, ''))} for {since(port.get('since'))}{why}")
     for line in port_lines(port):
         click.echo(f"    {line}")
 

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How things look: tables, numbers, JSON. rich is imported only when something is drawn."""
+"""How things look: tables, numbers, JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-STATE_STYLES = {"ready": "green", "lost": "bold red", "configured": "dim"}
+STATE_COLOURS = {"ready": "green", "lost": "red", "waiting-for-peer": "yellow", "negotiating": "yellow"}
 _GAP = 2  # blanks between columns
-_LAST_COLUMN = 30  # columns that the last one keeps on a narrow terminal, where it wraps
-_WIDE = 10_000  # columns of what is no terminal: lines are for programs there, and never wrap
+_LAST_COLUMN = 30  # columns that the last one must have on a terminal; with fewer it goes to the next line,
+_NEXT_LINE = 6  # indented by these
 
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -59,50 +56,66 @@ class JsonArray:
         click.echo("\n]" if self._separator == ",\n" else "[]")
 
 
-def console(at_least: int = 0) -> Console:
-    """Return a console on standard output: colours on a terminal unless NO_COLOR is set; `at_least` is in columns."""
-    from rich.console import Console  # noqa: PLC0415
-
-    target = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    target.width = max(target.width, at_least) if sys.stdout.isatty() else _WIDE
-    return target
+def coloured() -> bool:
+    """Whether standard output is a terminal that may be coloured (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], styles: dict[str, str] | None = None) -> Table:
-    """Return a table; a header that begins with ">" is of a column of numbers, a cell found in `styles` is coloured.
-
-    Only the last column wraps, if it holds text.
-    """
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for number, header in enumerate(headers):
-        numeric = header.startswith(">")
-        wraps = number == len(headers) - 1 and not numeric
-        table.add_column(header.lstrip(">"), justify="right" if numeric else "left", no_wrap=not wraps, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
-    return table
+def paint(text: str, colour: str) -> str:
+    """Colour a word where coloured() allows it; "" = no colour."""
+    return click.style(text, fg=colour) if colour and coloured() else text
 
 
 def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], empty: str, styles: dict[str, str] | None = None
+    headers: Sequence[str], rows: Iterable[Sequence[str]], empty: str, colours: Mapping[str, str] | None = None
 ) -> None:
-    """Draw a table on standard output, or the line `empty` when it has no rows.
+    """Write a table on standard output, or the line `empty` when it has no rows.
 
-    Where a terminal is too narrow for it, the lines run over the edge: nothing is cut off.
+    A header that begins with ">" is of a column of numbers; a cell found in `colours` is painted. On a terminal the
+    last column wraps, and nothing is ever cut off. rich's tables take half a second for a thousand rows, and a
+    flow table has many more.
     """
     rows = list(rows)
     if not rows:
         click.echo(empty)
         return
-    widths = [max(map(len, column)) + _GAP for column in zip(headers, *rows, strict=True)]
-    widths[-1] = min(widths[-1], _LAST_COLUMN)
-    target = console(at_least=sum(widths))
-    with target.capture() as captured:
-        target.print(make_table(headers, rows, styles))
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    numeric = [header.startswith(">") for header in headers]
+    titles = [header.lstrip(">") for header in headers]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    indent = sum(widths[:-1]) + _GAP * (len(widths) - 1)
+    room = _terminal_columns() - indent
+
+    def line(cells: Sequence[str], draw: Callable[[str], str]) -> str:
+        parts = list[str]()
+        for cell, width, right in zip(cells[:-1], widths, numeric, strict=False):
+            blanks = " " * (width - len(cell))
+            parts.append(blanks + draw(cell) if right else draw(cell) + blanks)
+        last = cells[-1].rjust(widths[-1]) if numeric[-1] else _wrapped(cells[-1], room, indent)
+        text = (" " * _GAP).join([*parts, draw(last)])
+        return "\n".join(part.rstrip() for part in text.split("\n"))
+
+    known = colours or {}
+    click.echo(line(titles, lambda title: click.style(title, bold=True) if coloured() else title))
+    click.echo("\n".join(line(row, lambda cell: paint(cell, known.get(cell, ""))) for row in rows))
+
+
+def _terminal_columns() -> int:
+    """Return the columns of the terminal; what is no terminal has no end."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def _wrapped(text: str, room: int, indent: int) -> str:
+    if len(text) <= room:
+        return text
+    import textwrap  # noqa: PLC0415
+
+    if room < _LAST_COLUMN:
+        room, indent = max(room + indent - _NEXT_LINE, 1), _NEXT_LINE
+        return "".join("\n" + " " * indent + part for part in textwrap.wrap(text, room))
+    return ("\n" + " " * indent).join(textwrap.wrap(text, room))
 
 
 def count(number: float) -> str:

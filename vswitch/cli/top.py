@@ -18,12 +18,10 @@ import click
 
 from vswitch.cli.client import Client
 from vswitch.cli.render import (
-    STATE_STYLES,
+    STATE_COLOURS,
     JsonArray,
-    console,
     count,
     duration,
-    make_table,
     output_option,
     plural,
     size,
@@ -31,9 +29,10 @@ from vswitch.cli.render import (
 from vswitch.cli.stats import drop_text
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
 Sample = Mapping[str, Any]
+_WIDE = 200  # columns of what is no terminal
 _COUNTERS = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
 
 
@@ -57,7 +56,7 @@ def top(run_dir: Path, delay: float, count_: int | None, output: str) -> None:
             _live(samples)
         else:
             for sample, rates in samples:
-                console().print(_screen(sample, rates))
+                _console().print(_screen(sample, rates))
 
 
 def _samples(client: Client, delay: float, number: int | None) -> Generator[tuple[Sample, Sample]]:
@@ -108,10 +107,17 @@ def _busy(old: Sample, new: Sample) -> float:
     return round(100 * busy / loops, 1) if loops > 0 else 0.0
 
 
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
 def _live(samples: Iterator[tuple[Sample, Sample]]) -> None:
     from rich.live import Live  # noqa: PLC0415
 
-    with Live(console=console(), screen=True, auto_refresh=False) as live:
+    with Live(console=_console(), screen=True, auto_refresh=False) as live:
         live.update("measuring ...", refresh=True)
         for sample, rates in samples:
             live.update(_screen(sample, rates), refresh=True)
@@ -119,6 +125,7 @@ def _live(samples: Iterator[tuple[Sample, Sample]]) -> None:
 
 def _screen(sample: Sample, rates: Sample) -> Group:
     from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     found = sample["show"]
@@ -148,8 +155,12 @@ def _screen(sample: Sample, rates: Sample) -> Group:
             )
         )
     rows.sort(key=lambda row: -row[0])
-    headers = ["PORT", "STATE", ">RX PPS", ">RX", ">TX PPS", ">TX", ">DROPS/S", "WHY"]
-    table = make_table(headers, [row for _, row in rows], STATE_STYLES)
+    table = Table("PORT", "STATE", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header in ("RX PPS", "RX", "TX PPS", "TX", "DROPS/S"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("WHY")
+    for _, (name, state, *cells) in rows:
+        table.add_row(name, Text(state, STATE_COLOURS.get(state, "")), *map(Text, cells))
     leave = Text("q leaves", style="dim") if sys.stdout.isatty() else Text("")
     return Group(Text(head, style="bold"), Text(busy), Text(""), table, Text(""), leave)
 

@@ -75,13 +75,13 @@ static unsigned int drop_oversize(struct ff_worker *w, const struct ff_port *por
 }
 
 static void flush_one(struct ff_worker *w, struct ff_out *out) {
-    struct ff_port *port = atomic_load_explicit(&ff.ports[out->port], memory_order_acquire);
+    struct ff_port *port = out->port;
     unsigned int n = out->n, queues;
 
-    w->out_slot[out->port] = 0;
+    w->out_slot[port->id] = 0;
     queues = port->tx_queues;
     if (unlikely(!ff_port_ready(port) || queues == 0)) {
-        count_drops(w, out->port, FF_DROP_PORT_DOWN, n);
+        count_drops(w, port->id, FF_DROP_PORT_DOWN, n);
         for (unsigned int i = 0; i < n; i++)
             ff_frame_free(&out->frames[i]);
         return;
@@ -109,8 +109,9 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
     struct ff_out *out;
 
     if (unlikely(slot == 0)) {
-        /* no quiescent state comes before the flush: the port stays until then */
-        if (unlikely(ff_port(port_id) == NULL)) {
+        struct ff_port *port = ff_port(port_id);
+
+        if (unlikely(port == NULL)) {
             ff_drop(w, in_port, FF_DROP_PORT_GONE, frame);
             return;
         }
@@ -118,7 +119,7 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
             ff_output_flush(w);
         slot = ++w->n_out;
         w->out_slot[port_id] = (uint8_t)slot;
-        w->out[slot - 1].port = port_id;
+        w->out[slot - 1].port = port;
         w->out[slot - 1].n = 0;
     }
     out = &w->out[slot - 1];

@@ -131,8 +131,8 @@ class Bridge:
         if verdict.admission is Admission.HELD:
             return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
         target = None if dst.mac[0] & 1 else fdb.port_of(dst)
-        if frame.src == dst and verdict.admission in (Admission.NEW, Admission.MOVE):
-            target = port.id  # where learning the source puts it
+        if frame.src == dst and verdict.admission not in (Admission.STATIC, Admission.NONE):
+            target = port.id  # whether or not the port may learn it
         if target == port.id:
             return self._dropped(port, verdict._replace(drop=Drop.SAME_PORT, target=target))
         if target is not None:

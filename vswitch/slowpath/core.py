@@ -9,6 +9,7 @@ revalidates the flows that it concerns, before it returns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from vswitch.slowpath.bridge import Bridge, Member, Verdict
@@ -184,18 +185,22 @@ class SwitchCore:
     def flow_stats(self, stats: Mapping[int, FlowStats], now: float) -> list[Command]:
         """Counters by handle: keeps alive the addresses heard of, and removes the idle flows."""
         commands: list[Command] = []
+        recalled: Counter[int] = Counter()
         for handle, counters in stats.items():
             flow = self._flows.get(handle)
             if flow is None:
                 continue
             used = self._flows.used(handle, counters.last_used)
-            idle = now - used >= self.flow_idle
+            done = now - used >= self.flow_idle
             src, port = self._flows.depends(handle).src, self._bridge.member(flow.key.in_port)
             if src is not None and port is not None and counters.last_used:
                 self._fdb.refresh(src, port.id, counters.last_used)
-                # The port's quota has room now: let the next packet come up and be learned from.
-                idle |= self._fdb.admission(src, port.id, port.quota).changes
-            if idle:
+                # The quota kept this one from being learned, and has room now: the next packet is to come up.
+                room = port.quota - self._fdb.learned_on(port.id)
+                if recalled[port.id] < room and self._fdb.admission(src, port.id, port.quota).changes:
+                    recalled[port.id] += 1
+                    done = True
+            if done:
                 commands.append(self._delete(handle))
         return commands
 

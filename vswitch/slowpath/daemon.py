@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,16 +67,35 @@ def _prepare(options: Options) -> PidFile:
 
 
 def _start_fast_path(options: Options) -> FastPath:
-    args = eal.eal_args(options.cpus, os.sched_getaffinity(0), options.memory, os.getpid())
+    args = eal.eal_args(options.cpus, os.sched_getaffinity(0), options.memory)
     try:
-        fast_path = FastPath.start(args, options.mbufs, PARKED_MAX)
+        with _stderr_closed():
+            return FastPath.start(args, options.mbufs, PARKED_MAX)
     except FastPathError as error:
-        raise StartError(f"DPDK does not start: {error}") from None
-    return fast_path
+        raise StartError(f"{error}; it was given {options.memory}: change --memory, --mbufs or --no-huge") from None
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """EAL writes what is fatal to stderr, besides its log."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def run(options: Options) -> None:
     """Run the switch until SIGTERM or SIGINT. Raises StartError."""
+    # Until asyncio takes them over: a signal that comes while EAL starts is heeded when it has.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pid_file = _prepare(options)
     try:
         ports = state.load(options.run_dir / "state.json")
@@ -119,9 +140,7 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
 
 
 def _start_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 

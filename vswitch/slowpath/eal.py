@@ -28,6 +28,10 @@ class Memory:
     huge: bool
     megabytes: int
 
+    def __str__(self) -> str:
+        size = f"{self.megabytes} MB of " if self.megabytes else ""
+        return f"{size}huge pages" if self.huge else f"{size}memory without huge pages"
+
 
 def parse_cpus(text: str) -> tuple[int, ...]:
     """CPU numbers of a list such as "2,4-6", ascending. Raises ValueError (one line)."""
@@ -85,7 +89,7 @@ def choose_memory(memory_mb: int | None, no_huge: bool | None, mbufs: int, huge_
     return Memory(False, memory_mb or max(DEFAULT_MEMORY_MB, needed))
 
 
-def eal_args(cpus: Sequence[int], allowed: Iterable[int], memory: Memory, pid: int) -> list[str]:
+def eal_args(cpus: Sequence[int], allowed: Iterable[int], memory: Memory) -> list[str]:
     """The arguments for EAL, without argv[0]: control thread on all `allowed` CPUs, worker i on cpus[i]."""
     lcores = [f"0@({format_cpus(allowed)})"] + [f"{i}@({cpu})" for i, cpu in enumerate(cpus, start=1)]
     args = ["--lcores", ",".join(lcores), "--main-lcore", "0", "--no-telemetry"]
@@ -94,8 +98,9 @@ def eal_args(cpus: Sequence[int], allowed: Iterable[int], memory: Memory, pid: i
     if memory.huge:
         args += ["--in-memory", "--single-file-segments"]
     else:
-        # --no-huge implies legacy memory, which --in-memory excludes.
-        args += ["--no-huge", "--no-shconf", "--file-prefix", f"ffswitch-{pid}"]
+        # --no-huge implies legacy memory, which --in-memory excludes. Without shared configuration nothing lies in
+        # the run-time directory that the prefix names, so all daemons may use the same.
+        args += ["--no-huge", "--no-shconf", "--file-prefix", "ffswitch"]
     if memory.megabytes:
         args += ["-m", str(memory.megabytes)]
     return args

@@ -47,6 +47,14 @@ def remove(directory: Path) -> str:
     return ""
 
 
+def share(path: Path) -> None:
+    """Let the directory's group use the socket that the switch listens on. Raises SwitchError."""
+    try:
+        path.chmod(0o660)
+    except OSError as error:
+        raise SwitchError(f"socket {path}: {error.strerror}") from None
+
+
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from vswitch.slowpath import portdir, state
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import DevargsError
-from vswitch.slowpath.errors import SwitchError
+from vswitch.slowpath.errors import SwitchError, one_line
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.install import Installer
 from vswitch.slowpath.interfaces import FastPathApi
@@ -39,6 +39,10 @@ from vswitch.slowpath.types import (
 )
 
 log = logging.getLogger(__name__)
+dpdk_log = logging.getLogger("dpdk")
+
+# RTE_LOG_WARNING, NOTICE, INFO and DEBUG; whatever is graver is an error.
+_LOG_LEVELS = {5: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG, 8: logging.DEBUG}
 
 # Flows whose counters are read before other work gets its turn.
 _STATS_CHUNK = 2048
@@ -148,13 +152,17 @@ class Switch:
         try:
             port_id = self.fast_path.port_add(config)
             undo.callback(self.fast_path.port_del, port_id)
+            if config.role == "server":
+                portdir.share(Path(config.socket))
             info = self.fast_path.port_info(port_id)
         except FastPathError as error:
-            raise SwitchError(f"port {config.name}: {error}") from None
+            # The fast path names the port where it knows it.
+            raise SwitchError(f"port {config.name}: {str(error).removeprefix(config.name + ': ')}") from None
         entry = PortEntry(config, port_id, info.state, info.reason, time.time())
+        commands = self.core.port_added(entry.core_port(), self._clock())
         self.ports[config.name] = self._by_id[port_id] = entry
         undo.callback(self._forget, entry)
-        self.flows.execute(self.core.port_added(entry.core_port(), self._clock()))
+        self.flows.execute(commands)
         self.taps.port_added(port_id)
         self._tell_change()
         return entry
@@ -277,6 +285,12 @@ class Switch:
             if entry.up is not was_up:
                 self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
         self._tell_change()
+        self._pass_log()
+
+    def _pass_log(self) -> None:
+        """Pass DPDK's own lines on. Its informational ones are many, and port states say the same."""
+        for level, line in self.fast_path.log_lines():
+            dpdk_log.log(_LOG_LEVELS.get(level, logging.ERROR), "DPDK: %s", one_line(line))
 
     def on_upcalls(self) -> None:
         """Take the upcalls and carry out what the core makes of them."""
@@ -310,6 +324,7 @@ class Switch:
             counters = self.flows.stats([handle for handle in chunk if handle in alive])
             self.flows.execute(self.core.flow_stats(counters, self._clock()))
             await asyncio.sleep(0)
+        self._pass_log()
         now = self._clock()
         self.flows.execute(self.core.tick(now))
         for entry in [e for e in self.ports.values() if not e.id and e.retry_at <= now]:

@@ -67,15 +67,16 @@ class Tracer:
         simulator = Simulator(self._switch.core.fork())
         for frame in frames:
             fate = simulator.send(entry.id, frame, time.monotonic())
-            reasons = (fate.decision.reasons if fate.decision else ()) + self._losses(fate)
+            reasons = (fate.decision.reasons if fate.decision else ()) + self._losses(fate, entry.id)
             flow = self._live_flow(fate.key) if fate.key else None
             yield self._to_json(fate, len(frame), reasons, flow)
 
-    def _losses(self, fate: Fate) -> tuple[str, ...]:
-        """Of a frame that got somewhere, and of one that the parser refused: why (the rest of) it did not."""
+    def _losses(self, fate: Fate, in_port: int) -> tuple[str, ...]:
+        """What the decision's own reasons do not say: refusals before it, losses after it."""
         if fate.decision is None:
             return (f"refused before any decision: {fate.drop.label}",)
-        return tuple(f"lost at {self._switch.port_label(port_id)}: {drop.label}" for port_id, drop in fate.drops)
+        losses = [(port_id, drop) for port_id, drop in fate.drops if (port_id, drop) != (in_port, fate.decision.drop)]
+        return tuple(f"lost at {self._switch.port_label(port_id)}: {drop.label}" for port_id, drop in losses)
 
     def _live_flow(self, key: Key) -> int | None:
         return self._switch.flows.handle(self._switch.fast_path.flow_lookup(key))

@@ -28,14 +28,13 @@ class FfSwitch:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._directory = environment.directory / "ffswitch"
+        self._directory = environment.directory / "run"
         self.env = environment.env | {"FFSWITCH_RUN_DIR": str(self._directory)}
         self._process: Process | None = None
 
     def __enter__(self) -> Self:
         environment = self._environment
-        self._directory.mkdir(exist_ok=True)
-        (self._directory / "state.json").unlink(missing_ok=True)
+        self._directory.mkdir()
         argv: list[str | Path] = [program("ffswitchd"), "--workers", "1", "--cpus", str(environment.cpus.switch)]
         if not environment.huge:
             argv.append("--no-huge")

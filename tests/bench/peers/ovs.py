@@ -16,26 +16,25 @@ from tests.bench.stats import OwnCount
 
 VSWITCHD = Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk")
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
-MEMORY_MB = 256
+MEMORY_MB = 128
 BRIDGE = "br-bench"
+CACHE_SETTINGS = ("emc-insert-inv-prob", "smc-enable")
 
+_TABLE = ("Open_vSwitch", ".")
 _BUSY = re.compile(r"processing cycles: (\d+)")
 _PACKETS = re.compile(r"packets received: (\d+)")
 
 
 class Ovs:
-    """flows: explicit flows from port to port, else NORMAL (a learning switch). settings: more of other_config."""
+    """flows: explicit flows from port to port, else NORMAL (a learning switch)."""
 
     poll_prefix = "pmd-c"
 
-    def __init__(
-        self, environment: Environment, name: str, *, flows: bool = False, settings: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, environment: Environment, name: str, *, flows: bool) -> None:
         self.name = name
         self._environment = environment
         self._flows = flows
-        self._settings = dict(settings or {})
-        self._directory = environment.directory / name
+        self._directory = environment.directory
         self._env = environment.env | {
             variable: str(self._directory) for variable in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
         }
@@ -83,6 +82,15 @@ class Ovs:
     def _control(self) -> Path:
         return self._directory / "vswitchd.ctl"
 
+    def set_caches(self, settings: Mapping[str, str]) -> None:
+        """Sets exactly these of CACHE_SETTINGS, the others to OVS's defaults; they apply at once."""
+        self._vsctl(*(word for key in CACHE_SETTINGS for word in ("--", "remove", *_TABLE, "other_config", key)))
+        if settings:
+            self._set(settings)
+
+    def _set(self, settings: Mapping[str, str], *options: str) -> None:
+        self._vsctl(*options, "set", *_TABLE, *(f'other_config:{key}="{value}"' for key, value in settings.items()))
+
     def _vsctl(self, *words: str) -> None:
         run(["ovs-vsctl", f"--db=unix:{self._directory}/db.sock", "--timeout=30", *words], env=self._env)
 
@@ -94,9 +102,7 @@ class Ovs:
     def _start(self, stack: contextlib.ExitStack) -> None:
         environment = self._environment
         self._processes = []
-        self._directory.mkdir(exist_ok=True)
         database, socket = self._directory / "conf.db", self._directory / "db.sock"
-        database.unlink(missing_ok=True)
         run(["ovsdb-tool", "create", database, SCHEMA], env=self._env)
         server: list[str | Path] = [
             "ovsdb-server",
@@ -107,16 +113,14 @@ class Ovs:
         ovsdb = self._spawn(stack, server, "ovsdb.log")
         ovsdb.wait_until("no database socket", socket.exists)
 
-        self._settings |= {
+        settings = {
             "dpdk-init": "true",
             "dpdk-extra": " ".join(environment.memory_args(MEMORY_MB, self.name)),
             "dpdk-lcore-mask": hex(1 << environment.cpus.generator),
             "pmd-cpu-mask": hex(1 << environment.cpus.switch),
         }
-        self._vsctl(
-            *("--no-wait", "--", "init", "--", "set", "Open_vSwitch", "."),
-            *(f'other_config:{key}="{value}"' for key, value in self._settings.items()),
-        )
+        self._vsctl("--no-wait", "init")
+        self._set(settings, "--no-wait")
         vswitchd: list[str | Path] = [
             "unshare",
             "--net",

@@ -12,7 +12,7 @@ from tests.bench.environment import Environment
 from tests.bench.process import Process
 from tests.bench.stats import OwnCount
 
-MEMORY_MB = 128
+MEMORY_MB = 64
 MBUFS = 16384
 _CYCLES = re.compile(r"total cycles=(\d+) / total io packets=(\d+)")
 
