@@ -270,8 +270,8 @@ def test_deleting_an_output_port_under_traffic(switch: Switch) -> None:
         for _ in range(1000):
             switch.fp.port_del(switch.fp.port_add(PortConfig("nobody", socket=str(path))))
             switch.fp.events()
-    switch.install(flow(output(b.id), in_port=a.id))
     switch.settle()
+    switch.install(flow(output(b.id), in_port=a.id))
     a.peer.send(numbered(1, 2, 20))
     switch.settle()
     assert b.peer.receive() == numbered(1, 2, 20)
@@ -525,8 +525,14 @@ def test_deleting_a_port_that_is_not_there(switch: Switch) -> None:
         switch.fp.port_del(77)
 
 
-def test_a_socket_in_use_is_refused(switch: Switch) -> None:
-    a = switch.add("a", server=False)
-    with pytest.raises(FastPathError) as error:
-        switch.fp.port_add(PortConfig("again", socket=a.config.socket, role="server"))
-    assert str(error.value)
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_socket_in_use_is_refused(switch: Switch, role: str) -> None:
+    """And the port that has it does not suffer."""
+    a, b = switch.add("a", server=role == "client"), switch.add("b")
+    switch.install(flow(output(b.id), in_port=a.id))
+    for _ in range(3):
+        with pytest.raises(FastPathError, match="in use by port a"):
+            switch.fp.port_add(PortConfig("again", socket=a.config.socket, role=role))
+    a.peer.send(numbered(1, 2, 40))
+    switch.settle()
+    assert b.peer.receive() == numbered(1, 2, 40)

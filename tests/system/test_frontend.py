@@ -139,8 +139,11 @@ def test_large_frames_span_receive_buffers(tmp_path: Path, processes: list[TestP
         assert _receive(right, len(frames)) == frames
 
 
-def test_a_new_back_end_goes_on_where_the_old_one_stopped(tmp_path: Path, processes: list[TestPmd]) -> None:
-    with FrontEnd(tmp_path / "a") as left, FrontEnd(tmp_path / "b") as right:
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_new_back_end_goes_on_where_the_old_one_stopped(
+    packed: bool, tmp_path: Path, processes: list[TestPmd]
+) -> None:
+    with FrontEnd(tmp_path / "a", packed=packed) as left, FrontEnd(tmp_path / "b", packed=packed) as right:
         first = TestPmd(tmp_path, (left, right))
         try:
             first.connect()
