@@ -13,8 +13,8 @@ import pytest
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    """A short path: a socket's holds 107 bytes."""
+    """A run directory with a short path, since a socket's path holds 107 bytes; the daemon's log lies beside it."""
     path = Path(f"/run/ffswitch-test-{os.getpid()}")
-    path.mkdir()
-    yield path
+    (path / "run").mkdir(parents=True)
+    yield path / "run"
     shutil.rmtree(path)

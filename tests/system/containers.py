@@ -18,7 +18,8 @@ from tests.system.ffswitchd import Ffswitchd
 SECONDS = 30.0
 MACS = {"left": "02:00:00:00:00:0a", "right": "02:00:00:00:00:0b"}
 VIRTIO_PORT, PCAP_PORT = 0, 1  # of testpmd, in the order of its command line
-PEER_LOST = r"WARNING .*: lost \("
+# What the daemon may warn of when a container is not there yet, or goes.
+PEER_LOST = r"WARNING .*(: lost \(|failed to connect: No such file or directory)"
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -37,7 +38,7 @@ def add_ports(daemon: Ffswitchd, **config: object) -> None:
 def start(  # noqa: PLR0917
     cleanup: ExitStack, daemon: Ffswitchd, port: str, options: list[str], eal: list[str], app: list[str]
 ) -> Testpmd:
-    name = f"{daemon.run_dir.name}-{port}"
+    name = f"{daemon.run_dir.parent.name}-{port}"
     container = Testpmd(port, daemon.run_dir, name, options=["--mac", MACS[port], *options], eal=eal, app=app)
     cleanup.callback(container.close)
     return container
