@@ -264,6 +264,31 @@ def test_room_in_the_quota_brings_busy_senders_up_again() -> None:
     assert switch.where(B) == 1
 
 
+def test_no_more_senders_come_up_than_there_is_room_for() -> None:
+    switch = Driver(port(1, mac_quota=1), port(2))
+    for src in (A, B, C):
+        switch.udp(1, src, BROADCAST)
+    switch.udp(2, A, BROADCAST)
+    assert [type(command) for command in switch.used_now()] == [DelFlow]
+
+
+def test_quota_is_told_again_of_a_new_port_or_quota() -> None:
+    switch = Driver(port(1, mac_quota=1), port(2))
+
+    def tell() -> int:
+        switch.udp(1, A, BROADCAST)
+        switch.udp(1, B, BROADCAST)
+        return len(switch.of(Notice))
+
+    assert [tell(), tell()] == [1, 0]
+    switch.core.port_changed(port(1, mac_quota=0), switch.now)
+    assert [tell(), tell()] == [1, 0]
+    switch.core.port_removed(1, switch.now)
+    switch.core.port_added(port(1, mac_quota=0), switch.now)
+    switch.udp(1, A, BROADCAST)
+    assert len(switch.of(Notice)) == 1
+
+
 def test_a_larger_quota_counts_at_once() -> None:
     switch = Driver(port(1, mac_quota=1), port(2))
     switch.udp(1, A, BROADCAST)
@@ -293,6 +318,9 @@ def test_static_address_on_a_port_outside_the_vlan() -> None:
     assert switch.udp(1, A, B) == drop(Drop.NO_DEST)
     switch.core.port_changed(port(2), switch.now)
     assert switch.actions(1, A, B) == out(2)
+    switch.core.port_changed(port(2, tag=10), switch.now)
+    assert switch.actions(1, A, B) == drop(Drop.NO_DEST)
+    assert switch.where(B) == 2
 
 
 @pytest.mark.parametrize(
@@ -424,6 +452,27 @@ def test_removed_mirror_port_leaves_no_flow(switch: Driver) -> None:
     assert [type(command) for command in switch.core.port_removed(3, switch.now)] == [DelFlow]
     switch.core.port_added(port(3, tag=0), switch.now)
     assert not switch.core.flows()
+
+
+def test_removed_port_frees_the_addresses_held_there() -> None:
+    switch = Driver(port(1), port(2), port(3))
+    for in_port in (1, 2, 1, 2, 1):
+        switch.udp(in_port, A, B)
+    switch.udp(2, A, B)
+    switch.core.port_removed(1, switch.now)
+    assert switch.actions(2, A, B) is None
+    assert switch.udp(2, A, B) == out(3)
+
+
+def test_flood_to_a_single_port_is_still_a_flood() -> None:
+    """The actions are those towards a known address, and yet not what they depend on."""
+    switch = Driver(port(1), port(2))
+    switch.udp(2, B, BROADCAST)
+    assert switch.udp(1, A, B) == out(2)
+    assert [type(command) for command in switch.core.fdb_flush(switch.now, 2)] == [DelFlow]
+    assert switch.actions(1, A, B) == out(2)
+    switch.core.port_added(port(3), switch.now)
+    assert switch.actions(1, A, B) == out(2, 3)
 
 
 def test_port_ids_are_checked(switch: Driver) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -338,5 +339,6 @@ class Bridging(RuleBasedStateMachine):
         assert received == switch.tx.total() + switch.drops.total()
 
 
-TestBridging = Bridging.TestCase
+# Time enough for hypothesis to make a failure small.
+TestBridging = pytest.mark.timeout(600)(Bridging.TestCase)
 TestBridging.settings = settings(max_examples=150, stateful_step_count=40)

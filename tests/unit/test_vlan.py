@@ -17,6 +17,7 @@ ACCESS_10 = VlanPolicy.of(PortConfig("p", tag=10))
 TRUNK = VlanPolicy.of(PortConfig("p"))
 TRUNK_10 = VlanPolicy.of(PortConfig("p", trunks=(10,)))
 NATIVE_10 = VlanPolicy.of(PortConfig("p", native_vlan=10, trunks=(20,)))
+NATIVE_10_ALL = VlanPolicy.of(PortConfig("p", native_vlan=10))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,13 @@ def test_classify(policy: VlanPolicy, tag: Tag, vlan: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "carried"),
-    [(ACCESS_10, {10}), (TRUNK, {0, 10, 20, 4094}), (TRUNK_10, {0, 10}), (NATIVE_10, {10, 20})],
+    [
+        (ACCESS_10, {10}),
+        (TRUNK, {0, 10, 20, 4094}),
+        (TRUNK_10, {0, 10}),
+        (NATIVE_10, {10, 20}),
+        (NATIVE_10_ALL, {10, 20, 4094}),
+    ],
 )
 def test_carries(policy: VlanPolicy, carried: set[int]) -> None:
     assert {vlan for vlan in (0, 10, 20, 4094) if policy.carries(vlan)} == carried

@@ -113,8 +113,6 @@ class Bridge:
             return self._dropped(port, Verdict((), MASK_DST, Drop.RESERVED_MAC, vlan))
         # Where a priority tag becomes a VLAN tag, its priority bits go along; else nobody looks at them.
         keeps_priority = tag.tpid != 0 and tag.vid == 0 and vlan != 0
-        if not keeps_priority:
-            tag = Tag(tag.tpid, tag.vid)
         frame = _Frame(port, tag, vlan, Station(vlan, key.eth_src), Station(vlan, key.eth_dst))
         verdict = Verdict(
             actions=(),
@@ -130,7 +128,7 @@ class Bridge:
         port, vlan, dst = frame.port, frame.vlan, frame.dst
         if verdict.admission is Admission.HELD:
             return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
-        target = None if dst.mac[0] & 1 else fdb.port_of(dst)
+        target = fdb.port_of(dst)  # of a group, never known: no frame comes from one
         if frame.src == dst and verdict.admission not in (Admission.STATIC, Admission.NONE):
             target = port.id  # whether or not the port may learn it
         if target == port.id:

@@ -193,7 +193,7 @@ class SwitchCore:
             used = self._flows.used(handle, counters.last_used)
             done = now - used >= self.flow_idle
             src, port = self._flows.depends(handle).src, self._bridge.member(flow.key.in_port)
-            if src is not None and port is not None and counters.last_used:
+            if src is not None and port is not None:
                 self._fdb.refresh(src, port.id, counters.last_used)
                 # The quota kept this one from being learned, and has room now: the next packet is to come up.
                 room = port.quota - self._fdb.learned_on(port.id)

@@ -55,8 +55,6 @@ class FlowTable:
         """Deletes a flow; KeyError when there is none of this handle."""
         flow = self._flows.pop(handle)
         del self._by_mask[flow.mask][flow.key]
-        if not self._by_mask[flow.mask]:
-            del self._by_mask[flow.mask]
 
     def lookup(self, key: Key) -> int | None:
         """The handle of the flow that a packet hits."""
@@ -154,8 +152,6 @@ class Simulator:
             else:
                 drops.append((counted_on, drop))
         drops += [(port_id, Drop(action.arg)) for action in actions if action.type is ActionType.DROP]
-        if not actions:
-            drops.append((port_id, Drop.POLICY))
         if forwarded:
             return Fate(Result.FORWARDED, outputs=tuple(outputs), drops=tuple(drops))
         return Fate(Result.DROPPED, drop=drops[-1][1], outputs=tuple(outputs), drops=tuple(drops))
