@@ -44,8 +44,7 @@ static struct tap_meta *tap_copy(struct ff_worker *w, const struct ff_port *port
                                  const struct ff_frame *frame, struct rte_mbuf **copy) {
     struct tap_meta *meta;
 
-    *copy =
-        rte_ring_full(w->taps) ? NULL : rte_pktmbuf_copy(frame->buf, ff.tap_pool, 0, port->snaplen);
+    *copy = rte_ring_full(w->taps) ? NULL : ff_frame_copy(frame, ff.tap_pool, port->snaplen);
     if (*copy == NULL) {
         w->taps_lost++;
         return NULL;
