@@ -230,7 +230,8 @@ class Switch:
 
     def _report(self) -> str:
         return ", ".join(
-            f"{port.config.name}: received {self.received(port)} sent {self.sent(port)} "
+            f"{port.config.name} ({self.fp.port_info(port.id).reason}): "
+            f"received {self.received(port)} sent {self.sent(port)} "
             + " ".join(f"{reason.label} {n}" for reason, n in self.drops(port).items())
             for port in self.ports.values()
         )
