@@ -104,7 +104,7 @@ def test_sigterm_while_it_starts(run_dir: Path) -> None:
         [sys.executable, "-c", MAIN, "--run-dir", str(run_dir)], cwd=ROOT, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + TIMEOUT
-    while not (run_dir / "ffswitchd.pid").exists():  # from then on it heeds signals
+    while not (run_dir / "ffswitchd.pid").exists():  # it heeds signals from before that on
         assert time.monotonic() < deadline
         time.sleep(0.001)
     for number in (signal.SIGHUP, signal.SIGTERM):
