@@ -127,6 +127,8 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "a group sends": (ethernet(ipv4(udp()), src=BROADCAST), Drop.SRC_MULTICAST),
     "too short before a group": (bytes(6) + b"\xff" * 7, Drop.TOO_SHORT),
     "802.3 length": (ethernet(b"\x42\x42\x03", eth_type=0x0026), Drop.NONE),
+    "802.3 length of 1535": (ethernet(bytes(40), eth_type=0x05FF), Drop.NONE),
+    "EtherType 1536": (ethernet(bytes(40), eth_type=0x0600), Drop.NONE),
     "no payload": (ethernet(eth_type=0x88CC), Drop.NONE),
     "tag without TCI": (_TAGGED[:14], Drop.MALFORMED_VLAN),
     "tag without type": (_TAGGED[:17], Drop.MALFORMED_VLAN),
@@ -154,6 +156,7 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "IPv4 super-frame": (ethernet(ipv4(tcp(bytes(100)), proto=6, total_len=0)), Drop.NONE),
     "IPv4 all options": (ethernet(ipv4(udp(), options=bytes(40))), Drop.NONE),
     "IPv4 later fragment": (ethernet(ipv4(b"x", proto=6, frag=0x0001)), Drop.NONE),
+    "IPv4 fragment at half of the largest offset": (ethernet(ipv4(b"x", proto=6, frag=0x1000)), Drop.NONE),
     "IPv4 first fragment of 7 bytes": (ethernet(ipv4(udp()[:7], frag=0x2000)), Drop.MALFORMED_UDP),
     "IPv6": (ethernet(ipv6(udp()), eth_type=0x86DD), Drop.NONE),
     "IPv6 cut": (ethernet(ipv6()[:39], eth_type=0x86DD), Drop.MALFORMED_IPV6),
@@ -161,6 +164,10 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "IPv6 payload beyond frame": (ethernet(ipv6(udp(), payload_len=9), eth_type=0x86DD), Drop.MALFORMED_IPV6),
     "IPv6 without payload": (ethernet(ipv6(proto=59, payload_len=0), eth_type=0x86DD), Drop.NONE),
     "IPv6 TCP without payload": (ethernet(ipv6(proto=6), eth_type=0x86DD), Drop.MALFORMED_TCP),
+    "IPv6 TCP in the padding": (
+        ethernet(ipv6(tcp(), proto=6, payload_len=19), eth_type=0x86DD),
+        Drop.MALFORMED_TCP,
+    ),
     "IPv6 jumbogram": (
         ethernet(ipv6(udp(), extensions=((0, _JUMBO),), payload_len=0), eth_type=0x86DD),
         Drop.MALFORMED_IPV6,

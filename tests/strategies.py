@@ -55,7 +55,7 @@ def ipv4_packets(draw: st.DrawFn) -> bytes:
         src=draw(st.binary(min_size=4, max_size=4)),
         dst=draw(st.binary(min_size=4, max_size=4)),
         tos=draw(st.integers(0, 255)),
-        frag=draw(st.sampled_from([0, 0, 0x4000, 0x2000, 0x2001, 0x0001, 0x1FFF, 0x8000])),
+        frag=draw(st.sampled_from([0, 0, 0x4000, 0x2000, 0x2001, 0x0001, 0x1000, 0x1FFF, 0x8000])),
         options=draw(words_of_4(10)),
         total_len=draw(st.sampled_from([None, None, None, 0])),
     )
@@ -114,12 +114,11 @@ def mutated_frames(draw: st.DrawFn) -> bytes:
     """A frame with a few bytes changed, lengths falsified, cut off or continued."""
     frame = bytearray(draw(frames()))
     for _ in range(draw(st.integers(1, 3))):
-        # Most of what a parser can trip over is in front.
-        at = draw(st.integers(0, max(0, min(len(frame) - 2, 90))))
+        at = draw(places(frame))
         match draw(st.sampled_from(["byte", "bit", "word", "cut", "grow"])):
             case "byte":
                 frame[at : at + 1] = bytes([draw(st.integers(0, 255))])
-            case "bit" if frame:
+            case "bit" if at < len(frame):
                 frame[at] ^= 1 << draw(st.integers(0, 7))
             case "word":
                 frame[at : at + 2] = packets.be16(draw(WORDS))
@@ -128,3 +127,11 @@ def mutated_frames(draw: st.DrawFn) -> bytes:
             case "grow":
                 frame += draw(SMALL)
     return bytes(frame)
+
+
+def places(frame: bytes | bytearray) -> st.SearchStrategy[int]:
+    """Where to hurt a frame: anywhere in front, or at the first fields of the network header."""
+    network = 14
+    while frame[network - 2 : network] in (b"\x81\x00", b"\x88\xa8", b"\x91\x00"):
+        network += 4
+    return st.integers(0, max(0, min(len(frame) - 2, 90))) | st.sampled_from([network + i for i in (0, 2, 4, 6, 7, 9)])

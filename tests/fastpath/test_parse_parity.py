@@ -13,19 +13,19 @@ from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.pipeline import parse
 
 
-@settings(max_examples=1500)
+@settings(max_examples=600)
 @given(frames(), st.integers(1, 1023))
 def test_generated_frames(frame: bytes, in_port: int) -> None:
     assert FastPath.parse(frame, in_port) == parse(frame, in_port)
 
 
-@settings(max_examples=3000)
+@settings(max_examples=1500)
 @given(mutated_frames())
 def test_mutated_frames(frame: bytes) -> None:
     assert FastPath.parse(frame, 7) == parse(frame, 7)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.binary(max_size=120))
 def test_noise(frame: bytes) -> None:
     assert FastPath.parse(frame, 7) == parse(frame, 7)

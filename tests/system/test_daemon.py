@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ def run_dir(tmp_path: Path) -> Path:
 def daemon(run_dir: Path) -> Iterator[Ffswitchd]:
     with Ffswitchd(run_dir) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def start(run_dir: Path) -> Iterator[Callable[[], Ffswitchd]]:
+    """Starts a daemon that the test ends in its own way; one that it did not end is killed."""
+    started: list[Ffswitchd] = []
+
+    def start() -> Ffswitchd:
+        started.append(Ffswitchd(run_dir))
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        if daemon.process.poll() is None:
+            daemon.kill()
 
 
 def port_socket(run_dir: Path, name: str) -> Path:
@@ -78,8 +93,8 @@ def ping(one: FrontEnd, two: FrontEnd, number: int = 0) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stops_in_order(run_dir: Path, number: signal.Signals) -> None:
-    daemon = Ffswitchd(run_dir)
+def test_stops_in_order(start: Callable[[], Ffswitchd], run_dir: Path, number: signal.Signals) -> None:
+    daemon = start()
     control = run_dir / "ffswitch.sock"
     assert stat.S_IMODE(control.stat().st_mode) == 0o660
     assert (run_dir / "ffswitchd.pid").read_text() == f"{daemon.process.pid}\n"
@@ -104,12 +119,15 @@ def test_sigterm_while_it_starts(run_dir: Path) -> None:
         [sys.executable, "-c", MAIN, "--run-dir", str(run_dir)], cwd=ROOT, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + TIMEOUT
-    while not (run_dir / "ffswitchd.pid").exists():  # from then on it heeds signals
+    while not (run_dir / "ffswitchd.pid").exists():  # it heeds signals from before that on
         assert time.monotonic() < deadline
         time.sleep(0.001)
     for number in (signal.SIGHUP, signal.SIGTERM):
         process.send_signal(number)
-    _, stderr = process.communicate(timeout=STOP_TIMEOUT)
+    try:
+        _, stderr = process.communicate(timeout=STOP_TIMEOUT)
+    finally:
+        process.kill()
     assert process.returncode == 0, stderr
     assert [path.name for path in run_dir.iterdir()] == ["ports"]
 
@@ -209,8 +227,8 @@ def settings(daemon: Ffswitchd) -> list[dict[str, Any]]:
     return [{k: v for k, v in port.items() if k not in live} for port in daemon.call("port.list")]
 
 
-def test_ports_come_back_after_kill_9(run_dir: Path) -> None:
-    first = Ffswitchd(run_dir)
+def test_ports_come_back_after_kill_9(start: Callable[[], Ffswitchd], run_dir: Path) -> None:
+    first = start()
     with attach(first, "a") as one, attach(first, "b") as two:
         first.call("port.add", name="listens", role="server", mtu=9000, ips=["10.0.0.1"])
         first.call("port.set", name="b", values={"mac_quota": 9, "mirror": ""})
@@ -257,8 +275,8 @@ def refused(daemon: Ffswitchd, code: int, words: str, **params: Any) -> None:
     assert sorted((daemon.run_dir / "ports").iterdir()) == directories
 
 
-def test_port_add_refuses(run_dir: Path, listener: Path) -> None:
-    daemon = Ffswitchd(run_dir)
+def test_port_add_refuses(start: Callable[[], Ffswitchd], run_dir: Path, listener: Path) -> None:
+    daemon = start()
     daemon.call("port.add", name="web0")
     refused(daemon, -32000, "exists already", name="web0")
     refused(daemon, -32000, "another mtu", name="web0", mtu=9000, may_exist=True)
@@ -429,8 +447,8 @@ def test_port_add_latency_is_printed(daemon: Ffswitchd, capsys: pytest.CaptureFi
         print(f"\nport.add: median {statistics.median(times):.2f} ms, longest {max(times):.2f} ms (50 ports)")
 
 
-def test_log_is_one_line_an_event(run_dir: Path) -> None:
-    daemon = Ffswitchd(run_dir)
+def test_log_is_one_line_an_event(start: Callable[[], Ffswitchd]) -> None:
+    daemon = start()
     with attach(daemon, "a"):
         pass
     daemon.call("port.del", name="a")

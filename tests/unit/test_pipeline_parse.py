@@ -110,9 +110,12 @@ def test_edges_reach_every_reason() -> None:
     }
 
 
-def test_length_field_is_no_type() -> None:
-    frame, _ = packets.EDGES["802.3 length"]
-    assert parse(frame, 7) == BASE
+@pytest.mark.parametrize(
+    ("name", "eth_type"), [("802.3 length", 0), ("802.3 length of 1535", 0), ("EtherType 1536", 0x0600)]
+)
+def test_length_field_is_no_type(name: str, eth_type: int) -> None:
+    frame, _ = packets.EDGES[name]
+    assert parse(frame, 7) == BASE._replace(eth_type=eth_type)
 
 
 def test_third_tag_is_payload() -> None:
