@@ -2,8 +2,8 @@
 /*
  * The packet descriptor: what the pipeline handles instead of a packet. `head`
  * are the frame's first bytes in memory that only this worker writes; what
- * follows them lies either in the rest of an mbuf (chain), or still in the
- * sender's vring buffers, for as long as the burst lasts.
+ * follows them lies either in the rest of an mbuf (chain), or is borrowed for as
+ * long as the burst lasts, from the sender's vring buffers for example.
  *
  * A frame has one owner at a time. Ports fill frames in rx; the pipeline hands
  * each on by output, parking or ff_frame_free. Whoever keeps a frame beyond

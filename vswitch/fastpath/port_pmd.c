@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <rte_dev.h>
 #include <rte_ethdev.h>
@@ -13,19 +14,53 @@
 #define RX_DESC 1024u
 #define TX_DESC 1024u
 
+/*
+ * net_af_xdp never gives back the buffers of its rings. So each such port has
+ * a pool of its own, which goes with the port: its frames are only borrowed
+ * for the burst, like those of a vring, and none of its buffers goes anywhere.
+ */
+#define XDP_DRIVER "net_af_xdp"
+#define XDP_BUFFERS 8191u
+#define XDP_TRIES 40u
+#define XDP_PAUSE_US 5000u
+
 struct pmd_dev {
     uint16_t ethdev;
+    bool chains;              /* the driver sends chains of buffers */
+    struct rte_mempool *pool; /* of its own, or NULL */
+    struct {
+        unsigned int n;
+        struct rte_mbuf *mbufs[FF_BURST];
+    } lent[FF_MAX_QUEUES]; /* out of that pool, until rx_done */
 };
+
+static void lend(struct pmd_dev *d, unsigned int queue, struct ff_frame *f, struct rte_mbuf *m) {
+    ff_frame_from_mbuf(f, m);
+    f->seg = NULL;
+    f->n_segs = 0;
+    d->lent[queue].mbufs[d->lent[queue].n++] = m;
+}
+
+static void pmd_rx_done(struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    if (d->lent[queue].n > 0)
+        rte_pktmbuf_free_bulk(d->lent[queue].mbufs, d->lent[queue].n);
+    d->lent[queue].n = 0;
+}
 
 static unsigned int pmd_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                            struct ff_frame *frames, unsigned int n) {
-    const struct pmd_dev *d = port->dev;
+    struct pmd_dev *d = port->dev;
     struct rte_mbuf *mbufs[FF_BURST];
     unsigned int got = rte_eth_rx_burst(d->ethdev, (uint16_t)queue, mbufs, (uint16_t)n);
 
     (void)w;
     for (unsigned int i = 0; i < got; i++)
-        ff_frame_from_mbuf(&frames[i], mbufs[i]);
+        if (unlikely(d->pool != NULL))
+            lend(d, queue, &frames[i], mbufs[i]);
+        else
+            ff_frame_from_mbuf(&frames[i], mbufs[i]);
     return got;
 }
 
@@ -43,6 +78,11 @@ static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned
             sent.accounted++;
             continue;
         }
+        if (unlikely(frames[i].buf->nb_segs > 1 && !d->chains)) {
+            ff_drop(w, port->id, FF_DROP_TX_OVERSIZE, &frames[i]);
+            sent.accounted++;
+            continue;
+        }
         len[k] = frames[i].len;
         mbufs[k++] = frames[i].buf;
     }
@@ -53,7 +93,41 @@ static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned
     return sent;
 }
 
-static int queues_setup(struct ff_port *port, const struct pmd_dev *d, char *err) {
+static void dev_free(struct pmd_dev *d) {
+    rte_mempool_free(d->pool);
+    free(d);
+}
+
+static int pool_make(struct pmd_dev *d, const char *driver) {
+    static unsigned int made;
+    char name[RTE_MEMPOOL_NAMESIZE];
+
+    if (strcmp(driver, XDP_DRIVER) != 0)
+        return 0;
+    snprintf(name, sizeof(name), "ff_xdp_%u", made++);
+    d->pool =
+        rte_pktmbuf_pool_create(name, XDP_BUFFERS, 0, 0, RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
+    return d->pool == NULL ? -ENOMEM : 0;
+}
+
+/*
+ * The kernel lets go of an XDP socket's queue some time after its close, in a
+ * work queue of its own: a device that was in use a moment ago needs patience.
+ */
+static int rx_queue_setup(const struct pmd_dev *d, uint16_t queue, uint16_t desc) {
+    struct rte_mempool *pool = d->pool != NULL ? d->pool : ff.pool;
+    unsigned int tries = d->pool != NULL ? XDP_TRIES : 1;
+    int rc;
+
+    for (;;) {
+        rc = rte_eth_rx_queue_setup(d->ethdev, queue, desc, SOCKET_ID_ANY, NULL, pool);
+        if (rc == 0 || --tries == 0)
+            return rc;
+        usleep(XDP_PAUSE_US);
+    }
+}
+
+static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     struct rte_eth_dev_info info;
     struct rte_eth_conf conf = {0};
     uint16_t rx_desc = RX_DESC, tx_desc = TX_DESC;
@@ -71,11 +145,14 @@ static int queues_setup(struct ff_port *port, const struct pmd_dev *d, char *err
     /* frames of any length are chains of buffers, where the driver can */
     conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
     conf.txmode.offloads = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
-    rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    d->chains = conf.txmode.offloads & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+    rc = pool_make(d, info.driver_name);
+    if (rc == 0)
+        rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
     if (rc == 0)
         rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->ethdev, &rx_desc, &tx_desc);
     for (uint16_t q = 0; q < port->rx_queues && rc == 0; q++)
-        rc = rte_eth_rx_queue_setup(d->ethdev, q, rx_desc, SOCKET_ID_ANY, NULL, ff.pool);
+        rc = rx_queue_setup(d, q, rx_desc);
     for (uint16_t q = 0; q < port->tx_queues && rc == 0; q++)
         rc = rte_eth_tx_queue_setup(d->ethdev, q, tx_desc, SOCKET_ID_ANY, NULL);
     if (rc != 0)
@@ -84,7 +161,7 @@ static int queues_setup(struct ff_port *port, const struct pmd_dev *d, char *err
     return rc;
 }
 
-static int device_start(struct ff_port *port, const struct pmd_dev *d, uint32_t mtu, char *err) {
+static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, char *err) {
     int rc = queues_setup(port, d, err);
 
     if (rc != 0)
@@ -155,7 +232,7 @@ static int pmd_open(struct ff_port *port, const struct ff_port_conf *conf, char 
     rc = device_start(port, d, conf->mtu, err);
     if (rc != 0) {
         device_remove(d);
-        free(d);
+        dev_free(d);
         return rc;
     }
     atomic_store_explicit(&port->ready, true, memory_order_release);
@@ -170,7 +247,7 @@ static void pmd_close(struct ff_port *port) {
     atomic_store(&port->ready, false);
     ff_synchronize();
     device_remove(d);
-    free(d);
+    dev_free(d);
 }
 
 static void pmd_info(struct ff_port *port, struct ff_port_info *info) {
@@ -191,6 +268,7 @@ const struct ff_port_ops ff_port_pmd_ops = {
     .open = pmd_open,
     .close = pmd_close,
     .rx = pmd_rx,
+    .rx_done = pmd_rx_done,
     .tx = pmd_tx,
     .info = pmd_info,
 };
