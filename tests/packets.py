@@ -183,6 +183,10 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
         ethernet(ipv6(udp(), extensions=((0, b"\x00" + b"\x01\x04\xc2\xc2\xc2\xc2"),)), eth_type=0x86DD),
         Drop.NONE,
     ),
+    "IPv6 jumbo option where it means nothing": (
+        ethernet(ipv6(udp(), extensions=((60, _JUMBO),)), eth_type=0x86DD),
+        Drop.NONE,
+    ),
     "IPv6 eight extensions": (ethernet(ipv6(udp(), extensions=(_DST,) * 8), eth_type=0x86DD), Drop.NONE),
     "IPv6 nine extensions": (ethernet(ipv6(udp(), extensions=(_DST,) * 9), eth_type=0x86DD), Drop.MALFORMED_IPV6),
     "IPv6 extension of 7 bytes": (
@@ -201,6 +205,10 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "IPv6 mobility": (ethernet(ipv6(proto=59, extensions=((135, extension(1)),)), eth_type=0x86DD), Drop.NONE),
     "IPv6 ESP": (ethernet(ipv6(b"", proto=50), eth_type=0x86DD), Drop.NONE),
     "IPv6 atomic fragment": (ethernet(ipv6(udp(), extensions=((44, fragment()),)), eth_type=0x86DD), Drop.NONE),
+    "IPv6 first fragment of an atomic one": (
+        ethernet(ipv6(tcp(doff=9), proto=6, extensions=((44, fragment(0, True)), (44, fragment()))), eth_type=0x86DD),
+        Drop.NONE,
+    ),
     "IPv6 first fragment": (
         ethernet(ipv6(tcp(options=bytes(8))[:20], proto=6, extensions=((44, fragment(0, True)),)), eth_type=0x86DD),
         Drop.NONE,
