@@ -34,9 +34,7 @@ class Environment:
         """EAL's memory arguments; the same kind of memory for all, and nothing left behind in the file system."""
         isolation = ["--no-telemetry", "--no-pci", "--file-prefix", prefix]
         if self.huge:
-            # The limit is for OVS, which otherwise makes its pool as large as it can.
-            limit = ["-m", str(megabytes), "--socket-limit", str(megabytes)]
-            return [*isolation, "--in-memory", "--single-file-segments", *limit]
+            return [*isolation, "--in-memory", "--single-file-segments", "-m", str(megabytes)]
         # --no-huge implies legacy memory; OVS wants it said, or adds --in-memory, which excludes it.
         return [*isolation, "--no-huge", "--legacy-mem", "--no-shconf", "-m", str(megabytes)]
 

@@ -62,7 +62,8 @@ class Generator:
         argv += environment.memory_args(MEMORY_MB, "generator")
         for index, path in enumerate(environment.sockets):
             argv += ["--vdev", f"net_virtio_user{index},path={path},server=1,mac=02:00:00:00:00:{index + 1:02x}"]
-        self.process = Process(argv, environment.directory / "generator.log", env=environment.env, pipe_stdout=True)
+        log = environment.directory / "generator.log"
+        self.process = Process("generator", argv, log, env=environment.env, pipe_stdout=True)
         self._pending = b""
 
     def __enter__(self) -> Self:
@@ -88,13 +89,12 @@ class Generator:
         first, second = fields.pop("received_each")
         return Counters(received_each=(first, second), **fields)
 
-    def wait_for_traffic(self, seconds: float = 30.0) -> None:
-        """Returns when frames come out of both ports. Raises BenchError."""
+    def wait_for_traffic(self, switch: str) -> None:
+        """Returns when frames come out of both ports. Raises BenchError, which names the `switch`."""
         start = self.counters().received_each
         self.process.wait_until(
-            "no traffic through the switch in both directions",
+            f"no traffic in both directions through {switch}",
             lambda: all(now > then for now, then in zip(self.counters().received_each, start, strict=True)),
-            seconds,
         )
 
     def _command(self, line: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Generator:
                 raise BenchError(f"generator: no answer within {seconds:.0f} s: {self.process.last_words()}")
             data = os.read(stdout, 65536)
             if not data:
-                raise BenchError(f"generator ended: {self.process.last_words()}")
+                self.process.ended()
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)

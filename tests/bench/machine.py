@@ -118,15 +118,13 @@ def idle_ns(cpus: Iterable[int]) -> dict[int, int]:
 @contextlib.contextmanager
 def huge_pages(megabytes: int) -> Iterator[bool]:
     """Sees to it that so much is free in 2 MB pages, and undoes that at the end; yields False when it cannot be had."""
-    before = _read(NR_HUGEPAGES)
-    missing = -(-megabytes // HUGEPAGE_MB) - _read(FREE_HUGEPAGES)
-    if missing > 0:
-        _set_huge_pages(before + missing)
+    missing = max(0, -(-megabytes // HUGEPAGE_MB) - _read(FREE_HUGEPAGES))
+    added = _add_huge_pages(missing)
     try:
         yield _read(FREE_HUGEPAGES) * HUGEPAGE_MB >= megabytes
     finally:
-        if missing > 0:
-            _set_huge_pages(before)
+        # Not back to the number of before, which somebody else may have changed meanwhile.
+        _add_huge_pages(-added)
 
 
 def _read(path: Path) -> int:
@@ -136,6 +134,10 @@ def _read(path: Path) -> int:
         return 0
 
 
-def _set_huge_pages(count: int) -> None:
-    with contextlib.suppress(OSError):  # no rights or no such page size: the caller reads what came of it
-        NR_HUGEPAGES.write_text(str(count))
+def _add_huge_pages(count: int) -> int:
+    """By how many their number grew: less than `count` where memory, rights or the page size lack."""
+    before = _read(NR_HUGEPAGES)
+    if count:
+        with contextlib.suppress(OSError):
+            NR_HUGEPAGES.write_text(str(max(0, before + count)))
+    return _read(NR_HUGEPAGES) - before

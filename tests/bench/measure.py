@@ -68,7 +68,7 @@ class Rig:
         Raises BenchError when no packet comes through.
         """
         self.generator.run(case.size, case.flows)
-        self.generator.wait_for_traffic()
+        self.generator.wait_for_traffic(self.peer.name)
         time.sleep(WARM_UP_SECONDS)
         before = self.peer.own_count()
         wanted = max(1, round(seconds / SLICE_SECONDS))

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, NoReturn, Self
 
 from tests.bench.errors import BenchError
 
 STOP_SECONDS = 10.0
+_COMPLAINT = re.compile(r"error|cannot|fail|unable", re.IGNORECASE)
 
 
 def wait_for(what: str, ready: Callable[[], bool], seconds: float = 30.0, poll: float = 0.05) -> None:
@@ -30,13 +32,14 @@ class Process:
 
     def __init__(
         self,
+        name: str,
         argv: Sequence[str | Path],
         log: Path,
         *,
         env: Mapping[str, str] | None = None,
         pipe_stdout: bool = False,
     ) -> None:
-        self.name = Path(argv[0]).name
+        self.name = name
         self.log = log
         # With --pdeathsig it goes with us even when we are killed; setpriv then becomes the program, so the pid is its.
         command = ["setpriv", "--pdeathsig", "KILL", *map(str, argv)]
@@ -72,10 +75,18 @@ class Process:
         if (code := self._child.poll()) is not None:
             raise BenchError(f"{self.name} ended with code {code}: {self.last_words()}")
 
+    def ended(self, cause: BaseException | None = None) -> NoReturn:
+        """Raises BenchError for a process that has closed its end of a pipe."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(STOP_SECONDS)
+        self.check()
+        raise BenchError(f"{self.name} closed its pipe and did not end: {self.last_words()}") from cause
+
     def last_words(self) -> str:
-        """The last line of its log that says anything."""
+        """The last line of its log that complains, or else that says anything."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        complaints = [line for line in lines if _COMPLAINT.search(line)]
+        return (complaints or lines or ["it said nothing"])[-1]
 
     def say(self, line: str) -> None:
         """Writes a line to its stdin. Raises BenchError when it has ended."""
@@ -84,9 +95,7 @@ class Process:
             self._child.stdin.write(line.encode() + b"\n")
             self._child.stdin.flush()
         except BrokenPipeError as error:
-            self._child.wait(STOP_SECONDS)
-            self.check()
-            raise BenchError(f"{self.name} reads no commands any more") from error
+            self.ended(error)
 
     def wait_until(self, what: str, ready: Callable[[], bool], seconds: float = 30.0) -> None:
         """`wait_for`, cut short when the process ends."""

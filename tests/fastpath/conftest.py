@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +23,13 @@ def fastpath() -> Iterator[FastPath]:
     cpus = sorted(os.sched_getaffinity(0))
     everywhere = ",".join(map(str, cpus))
     eal_args = ["--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"]
-    eal_args += [f"--file-prefix=ffswitch-test-{os.getpid()}", f"--lcores=0@({everywhere}),1@{cpus[-1]}"]
+    prefix = f"ffswitch-test-{os.getpid()}"
+    eal_args += [f"--file-prefix={prefix}", f"--lcores=0@({everywhere}),1@{cpus[-1]}"]
     running = FastPath.start(eal_args, MBUFS, PARKED_MAX)
     running.idle_set(50, 100)
     yield running
     running.stop()
+    shutil.rmtree(Path("/var/run/dpdk") / prefix, ignore_errors=True)  # EAL leaves it behind
 
 
 @pytest.fixture

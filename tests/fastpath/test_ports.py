@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports that come, go, fail and return while packets are on their way."""
+"""Ports that come and go under traffic, their sizes and limits."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,230 +10,13 @@ import pytest
 
 from tests.fastpath.conftest import MBUFS
 from tests.fastpath.frames import POP, UPCALL, drop, flow, mac, mirror, numbered, output, push, tagged
-from tests.fastpath.switch import Attached, Switch
-from tests.frontend import FrontEnd, FrontEndError
+from tests.fastpath.switch import Switch
+from tests.fastpath.traffic import traffic
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.types import Action, Drop, Flow, PortConfig, PortState
 
 FRAME_OVERHEAD = 14 + 8  # of a frame over its MTU: Ethernet header and two tags
 RINGS: dict[str, Any] = {"rx_ring": 1024, "tx_ring": 1024}
-
-
-@contextmanager
-def traffic(port: Attached, frames: list[bytes]) -> Iterator[None]:
-    """Sends `frames` again and again from a thread while the body runs."""
-    stop = threading.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            while not stop.is_set():
-                port.peer.send(frames)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed, failed
-
-
-# ---- peers that go and come ----------------------------------------------------
-
-
-def test_states_of_a_connection(switch: Switch) -> None:
-    path = switch.run_dir / "a"
-    with FrontEnd(path) as front:
-        port = switch.add_config(PortConfig("a", socket=str(path)))
-        switch.wait_state(port, PortState.WAITING)
-        front.connect()
-        for state in (PortState.NEGOTIATING, PortState.MEMORY_MAPPED, PortState.READY):
-            switch.wait_state(port, state)
-        info = switch.fp.port_info(port.id)
-        assert (info.state, info.rx_queues, info.tx_queues) == (PortState.READY, 1, 1)
-        assert info.features == int(front.features)
-        front.kill()
-        switch.wait_state(port, PortState.LOST)
-        info = switch.fp.port_info(port.id)
-        assert info.state == PortState.LOST
-        assert info.reason
-
-
-@pytest.mark.parametrize("clean", [False, True], ids=["killed", "closed"])
-def test_a_peer_that_goes_and_comes_back(switch: Switch, clean: bool) -> None:
-    a, b = switch.add_hosts(2)
-    switch.install(flow(output(b.id), in_port=a.id), flow(output(a.id), in_port=b.id))
-    a.peer.send(numbered(1, 2, 10))
-    switch.settle()
-    assert len(b.peer.receive()) == 10
-    (b.peer.close if clean else b.peer.kill)()
-    switch.wait_state(b, PortState.LOST)
-    a.peer.send(numbered(1, 2, 5))
-    switch.settle()
-    assert switch.drops(b) == {Drop.PORT_DOWN: 5}
-    switch.reconnect(b)
-    frames = numbered(1, 2, 40)
-    a.peer.send(frames)
-    b.peer.send(numbered(2, 1, 40))
-    switch.settle()
-    assert b.peer.receive() == frames
-    assert a.peer.receive() == numbered(2, 1, 40)
-
-
-def test_a_peer_killed_under_traffic(switch: Switch) -> None:
-    a, b, c = switch.add_hosts(3, **RINGS)
-    switch.install(flow(output(b.id, c.id), in_port=a.id))
-    for _ in range(5):
-        with traffic(a, numbered(1, 2, 64)):
-            switch.wait(lambda: len(b.peer.receive()) > 0, lambda: "b to receive")
-            b.peer.kill()
-            switch.wait_state(b, PortState.LOST)
-            c.peer.receive()
-            switch.reconnect(b)
-        switch.settle()
-        c.peer.receive()
-    a.peer.send(numbered(1, 2, 10))
-    switch.settle()
-    assert len(b.peer.receive()) >= 10
-
-
-def test_a_sender_killed_with_frames_parked(switch: Switch) -> None:
-    a, b = switch.add_hosts(2)
-    a.peer.send(numbered(1, 2, 10))
-    (upcall,) = switch.wait_upcalls(1)
-    switch.settle(parked=10)
-    a.peer.kill()
-    switch.wait_state(a, PortState.LOST)
-    switch.install(flow(output(b.id), in_port=a.id))
-    switch.finish(upcall, output(b.id))
-    assert switch.settle() == (10, 0, 10, 0, 0)
-    assert b.peer.receive() == numbered(1, 2, 10)
-
-
-def test_a_returning_peer_with_fewer_queues(switch: Switch) -> None:
-    """What the peer before had enabled is forgotten."""
-    a = switch.add("a", **RINGS)
-    b = switch.add("b", queues=4, **RINGS)
-    switch.install(flow(output(b.id), in_port=a.id))
-    assert switch.fp.port_info(b.id).tx_queues == 4
-    b.peer.kill()
-    switch.wait_state(b, PortState.LOST)
-    switch.reconnect(b)
-    assert switch.fp.port_info(b.id).tx_queues == 1
-    frames = [frame for src in range(10, 42) for frame in numbered(src, 2, 4)]
-    a.peer.send(frames)
-    switch.settle()
-    assert b.peer.receive() == frames
-
-
-def test_a_peer_that_reconnects_with_the_same_rings(switch: Switch) -> None:
-    """The port is removed and added again (as by a restarted switch): the front-end's rings go on."""
-    a, b = switch.add_hosts(2)
-    switch.install(flow(output(b.id), eth_dst=mac(2)))
-    a.peer.send(numbered(1, 2, 300), burst=100)
-    switch.settle()
-    b.peer.receive()
-    front, config = b.peer, b.config
-    switch.fp.port_del(b.id)
-    del switch.ports[b.id]
-    front.wait_disconnected()
-    again = switch.add_config(config)
-    again.front = front
-    again.sent_before = -front.stats.tx_packets
-    front.connect()
-    switch.wait_state(again, PortState.READY)
-    switch.install(flow(output(again.id), eth_dst=mac(2)))
-    frames = numbered(1, 2, 200)
-    a.peer.send(frames)
-    switch.settle()
-    assert front.receive() == frames
-
-
-def test_the_switch_as_server(switch: Switch) -> None:
-    a = switch.add("a", server=False)
-    b = switch.add("b")
-    switch.install(flow(output(b.id), in_port=a.id))
-    a.peer.send(numbered(1, 2, 3))
-    switch.settle()
-    assert b.peer.receive() == numbered(1, 2, 3)
-    second = FrontEnd(a.peer.path, server=False)
-    with pytest.raises(FrontEndError):
-        second.connect(2)
-    second.kill()
-    a.peer.send(numbered(1, 2, 3))
-    switch.settle()
-    assert b.peer.receive() == numbered(1, 2, 3), "the first peer must not suffer from the second"
-
-
-# ---- front-end options ---------------------------------------------------------
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "packed": {"packed": True},
-    "indirect": {"indirect": True},
-    "not-mergeable": {"mergeable": False},
-    "legacy-header": {"mergeable": False, "modern": False},
-    "packed-not-mergeable": {"packed": True, "mergeable": False},
-    "chained": {"segment": 64, "rx_buffer": 2048, "rx_ring": 2048},
-    "small-buffers": {"rx_buffer": 256, "segment": 256},
-}
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_kinds_of_rings(switch: Switch, options: dict[str, Any]) -> None:
-    a, b = switch.add("a", **(RINGS | options)), switch.add("b", **(RINGS | options))
-    switch.install(flow(output(b.id), in_port=a.id))
-    frames = [frame for size in range(60, 1514, 17) for frame in numbered(1, 2, 1, size=size, start=size)]
-    for start in range(0, len(frames), 20):
-        a.peer.send(frames[start : start + 20])
-        switch.settle()
-        assert b.peer.receive() == frames[start : start + 20]
-
-
-def test_queues(switch: Switch) -> None:
-    """Frames come on any queue; those of one flow leave in order, flows spread over the peer's queues."""
-    a, b = switch.add("a", queues=4, **RINGS), switch.add("b", queues=4, **RINGS)
-    switch.install(flow(output(b.id), in_port=a.id))
-    flows = {src: numbered(src, 2, 10) for src in range(10, 74)}
-    for src, frames in flows.items():
-        a.peer.send(frames, queue=src % 4)
-    switch.settle()
-    assert [queue.rx_packets for queue in switch.fp.port_stats(a.id).queues] == [160] * 4
-    sent = [queue.tx_packets for queue in switch.fp.port_stats(b.id).queues]
-    assert sum(sent) == 640
-    assert all(sent), f"flows are not spread: {sent}"
-    queues = [b.peer.receive(queue) for queue in range(4)]
-    assert [len(queue) for queue in queues] == sent
-    for src, frames in flows.items():
-        got = [[frame for frame in queue if frame[6:12] == mac(src)] for queue in queues]
-        assert sorted(got) == [[], [], [], frames]
-
-
-def test_a_disabled_queue_gets_nothing(switch: Switch) -> None:
-    a, b = switch.add("a", **RINGS), switch.add("b", queues=2, **RINGS)
-    switch.install(flow(output(b.id), in_port=a.id))
-    b.peer.enable(1, on=False)
-    switch.wait(lambda: switch.fp.port_info(b.id).tx_queues == 1, lambda: "one queue left")
-    frames = [frame for src in range(10, 42) for frame in numbered(src, 2, 4)]
-    a.peer.send(frames)
-    switch.settle()
-    assert b.peer.receive(0) == frames
-    b.peer.enable(1, on=True)
-    switch.wait(lambda: switch.fp.port_info(b.id).tx_queues == 2, lambda: "two queues again")
-    a.peer.send(frames)
-    switch.settle()
-    assert len(b.peer.receive(1)) > 0
-
-
-def test_more_queues_than_the_port_has(switch: Switch) -> None:
-    path = switch.run_dir / "a"
-    with FrontEnd(path, queues=3) as front:
-        switch.add_config(PortConfig("a", socket=str(path), queues=2))
-        with pytest.raises(FrontEndError, match="the back-end has 2"):
-            front.connect()
 
 
 # ---- adding and deleting -------------------------------------------------------
@@ -270,8 +50,8 @@ def test_deleting_an_output_port_under_traffic(switch: Switch) -> None:
         for _ in range(1000):
             switch.fp.port_del(switch.fp.port_add(PortConfig("nobody", socket=str(path))))
             switch.fp.events()
-    switch.install(flow(output(b.id), in_port=a.id))
     switch.settle()
+    switch.install(flow(output(b.id), in_port=a.id))
     a.peer.send(numbered(1, 2, 20))
     switch.settle()
     assert b.peer.receive() == numbered(1, 2, 20)
@@ -525,8 +305,14 @@ def test_deleting_a_port_that_is_not_there(switch: Switch) -> None:
         switch.fp.port_del(77)
 
 
-def test_a_socket_in_use_is_refused(switch: Switch) -> None:
-    a = switch.add("a", server=False)
-    with pytest.raises(FastPathError) as error:
-        switch.fp.port_add(PortConfig("again", socket=a.config.socket, role="server"))
-    assert str(error.value)
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_socket_in_use_is_refused(switch: Switch, role: str) -> None:
+    """And the port that has it does not suffer."""
+    a, b = switch.add("a", server=role == "client"), switch.add("b")
+    switch.install(flow(output(b.id), in_port=a.id))
+    for _ in range(3):
+        with pytest.raises(FastPathError, match="in use by port a"):
+            switch.fp.port_add(PortConfig("again", socket=a.config.socket, role=role))
+    a.peer.send(numbered(1, 2, 40))
+    switch.settle()
+    assert b.peer.receive() == numbered(1, 2, 40)

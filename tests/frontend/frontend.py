@@ -134,6 +134,10 @@ class FrontEnd:
         self._negotiate(channel)
         if self.memory is None:
             self._make_rings()
+        else:  # a packed ring's position is known only up to what was taken of it
+            self.poll()
+            for tx in self.tx:
+                tx.reap()
         assert self.memory is not None
         channel.set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
         for index, vring in enumerate(self.vrings):

@@ -14,6 +14,9 @@ from vswitch.slowpath.types import Drop
 
 BURSTS = (1, 31, 32, 33, 257)
 
+# Thousands of floods to hundreds of ports take their time on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ffswitchd]:

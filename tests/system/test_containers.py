@@ -1,43 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpdk-testpmd on virtio-user in real containers: every kind of ring and memory, podman, and sudden deaths."""
+"""dpdk-testpmd on virtio-user in real containers: every kind of ring and memory; podman."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from demo_traffic import Replay, read_frames
-from testpmd import Testpmd
 
-from tests.system.ffswitchd import Ffswitchd
+from tests.system.containers import (
+    MACS,
+    PCAP_PORT,
+    PEER_LOST,
+    VIRTIO_PORT,
+    add_ports,
+    read_until,
+    start,
+    wait_for,
+    wait_ready,
+)
+from tests.system.ffswitchd import ROOT, Ffswitchd
 
-SECONDS = 30.0
-MACS = {"left": "02:00:00:00:00:0a", "right": "02:00:00:00:00:0b"}
 FRAMES = 64  # to each queue
 RING = 1024  # descriptors; all frames fit in one ring, so a busy machine loses none
-VIRTIO_PORT, PCAP_PORT = 0, 1  # of testpmd, in the order of its command line
 HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
-PEER_LOST = r"WARNING .*: lost \("
-
-
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    """A short path: a socket's holds 107 bytes."""
-    path = Path(f"/run/ffswitch-test-{os.getpid()}")
-    path.mkdir()
-    yield path
-    subprocess.run(["rm", "-r", path], check=True)
-
-
-@pytest.fixture
-def cleanup() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture
@@ -51,40 +42,6 @@ def hugepages() -> Iterator[None]:
     yield
     if lacking:
         count.write_text(str(before))
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Looks again and again at a condition in other processes, until the deadline."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:.0f} s: {what}"
-        time.sleep(0.002)
-
-
-def start(  # noqa: PLR0917
-    cleanup: ExitStack, daemon: Ffswitchd, port: str, options: list[str], eal: list[str], app: list[str]
-) -> Testpmd:
-    name = f"{daemon.run_dir.name}-{port}"
-    container = Testpmd(port, daemon.run_dir, name, options=["--mac", MACS[port], *options], eal=eal, app=app)
-    cleanup.callback(container.close)
-    return container
-
-
-def add_ports(daemon: Ffswitchd, **config: object) -> None:
-    for port, mac in MACS.items():
-        daemon.call("port.add", name=port, mac=mac, **config)
-
-
-def wait_ready(daemon: Ffswitchd, *containers: Testpmd) -> None:
-    for container in containers:
-        container.wait_ready(SECONDS)
-        wait_for(lambda port=container.port: state(daemon, port)[0] == "ready", f"{container.port} ready")  # type: ignore[misc]
-
-
-def state(daemon: Ffswitchd, port: str) -> tuple[str, str]:
-    """(state, why)"""
-    found = daemon.call("port.get", name=port)
-    return found["state"], found["reason"]
 
 
 def frames_for(queue: int, longest: int) -> list[bytes]:
@@ -143,3 +100,48 @@ def test_traffic_both_ways(  # noqa: PLR0917
                 assert (ports[port]["rx_packets"], ports[port]["tx_packets"]) == (total, total)
     got = [frame for queue in range(queues) for frame in read_frames(data / f"got{queue}.pcap")]
     assert sorted(got) == sorted(swapped(frame) for frames in sent for frame in frames)
+
+
+@pytest.fixture
+def image() -> Iterator[None]:
+    """scripts/make-image's, which goes again unless it was there before."""
+    name = "localhost/ffswitch-testpmd:latest"
+    there = subprocess.run(["podman", "image", "exists", name], check=False).returncode == 0
+    subprocess.run([ROOT / "scripts/make-image"], check=True)
+    yield
+    if not there:
+        subprocess.run(["podman", "rmi", name], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_podman_line_as_printed(run_dir: Path, image: None) -> None:
+    """The container of the line that add-port prints gets what another one sends."""
+    port = f"podman-{os.getpid()}"  # also part of the name that the line gives its container
+    data = run_dir / "pcaps"
+    data.mkdir()
+    sent = frames_for(0, 1514)
+    with Ffswitchd(run_dir, may_log=PEER_LOST) as daemon:
+        add_ports(daemon)
+        daemon.call("port.add", name=port, mac=MACS["right"])
+        daemon.call("port.del", name="right")
+        ffswitch = [sys.executable, "-c", "from vswitch.cli.main import main; raise SystemExit(main())"]
+        add_port = [*ffswitch, "--run-dir", str(run_dir), "add-port", port, "--mac", MACS["right"]]
+        line = subprocess.run(
+            [*add_port, "--may-exist", "-o", "podman"], check=True, capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        with ExitStack() as running:
+            replay = Replay(data / "sent.pcap", sent)
+            left = start(running, daemon, "left", ["--mount", f"{data}:/mnt"],
+                         ["--vdev=net_pcap0,rx_pcap=/mnt/sent.pcap,tx_pcap=/mnt/got.pcap"],
+                         ["--forward-mode=io", "--no-flush-rx"])  # fmt: skip
+            running.callback(replay.close)
+            podman = subprocess.Popen(
+                ["bash", "-c", line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            running.callback(podman.wait)
+            running.callback(subprocess.run, ["podman", "stop", "--ignore", f"ffswitch-{port}"], check=True)
+            wait_ready(daemon, left)
+            # Once testpmd reports, it has given the switch buffers.
+            read_until(podman, "NIC statistics")
+            replay.release()
+            read_until(podman, rf"RX-packets: {len(sent)}\b")
+            assert daemon.call("stats")["ports"][port]["tx_packets"] == len(sent)

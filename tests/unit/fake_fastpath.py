@@ -32,6 +32,7 @@ class FakeFastPath:
         self.verdicts: dict[int, tuple[Action, ...]] = {}
         self.stats: dict[int, PortStats] = {}
         self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
+        self.tap_batch = 256
         self.idle = (0, 0)
         self.taps_lost = 0
         self.stopped = False
@@ -142,7 +143,7 @@ class FakeFastPath:
         self.told.set()
 
     def taps(self) -> Sequence[TapRecord]:
-        records, self._taps = self._taps, []
+        records, self._taps = self._taps[: self.tap_batch], self._taps[self.tap_batch :]
         return records
 
     def idle_set(self, spin_us: int, sleep_us: int, /) -> None:

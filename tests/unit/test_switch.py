@@ -15,7 +15,7 @@ from vswitch.slowpath import switch
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import DevargsError
 from vswitch.slowpath.errors import BadParams, SwitchError
-from vswitch.slowpath.fastpath import TAP_RX, TAP_TX
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, TapRecord
 from vswitch.slowpath.ports import read_port
 from vswitch.slowpath.state import load
 from vswitch.slowpath.switch import Switch
@@ -273,15 +273,16 @@ async def test_wait_for_a_port_that_is_deleted(bench: Bench) -> None:
         await asyncio.wait_for(waiting, DEADLINE)
 
 
-def test_log_lines_are_passed_on_at_their_level(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_are_passed_on_a_level_less(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    for level, line in ((4, "EAL: bad"), (5, "odd\x1b"), (6, "note"), (7, "chat")):
+    for level, line in ((3, "EAL: lost"), (4, "bad"), (5, "odd\x1b"), (6, "note"), (7, "chat")):
         bench.fake.say(level, line)
     bench.switch.on_events()
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("ERROR", "DPDK: EAL: bad"),
-        ("WARNING", "DPDK: odd"),
-        ("INFO", "DPDK: note"),
+        ("ERROR", "DPDK: EAL: lost"),
+        ("WARNING", "DPDK: bad"),
+        ("INFO", "DPDK: odd"),
+        ("DEBUG", "DPDK: note"),
         ("DEBUG", "DPDK: chat"),
     ]
 
@@ -490,3 +491,29 @@ def test_taps_are_the_union_of_what_readers_want(bench: Bench) -> None:
     assert first.ended.is_set()
     taps.unsubscribe(first)
     assert not second.ended.is_set()
+
+
+async def test_wait_for_a_port_that_is_tried_again(bench: Bench) -> None:
+    bench.add("a", type="pmd", devargs="net_null0")
+    fake = FakeFastPath()
+    again = bench.make(fake, SwitchCore())
+    fake.refuse_ports = "not yet"
+    again.restore(load(bench.run_dir / "state.json"))
+    waiting = asyncio.ensure_future(again.wait_ready(again.ports["a"], DEADLINE))
+    fake.refuse_ports = ""
+    bench.now += 1
+    await again.sweep()
+    async with asyncio.timeout(DEADLINE):
+        await waiting
+    assert again.ports["a"].up
+
+
+def test_port_that_goes_hands_its_last_frames_out(bench: Bench) -> None:
+    one = bench.add("a")
+    seen: list[int] = []
+    bench.switch.taps.subscribe(one, TAP_RX, 100, lambda records: seen.extend(r.time_ns for r in records))
+    for number in range(3):
+        bench.fake.tap(TapRecord(number, one, TAP_RX, Drop.NONE, 60, bytes(60), 0, 0, ()))
+    bench.fake.tap_batch = 2
+    bench.switch.remove("a")
+    assert seen == [0, 1, 2]

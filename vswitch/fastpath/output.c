@@ -18,8 +18,25 @@ static inline unsigned int tx_queue(const struct ff_worker *w, unsigned int queu
     return w->index + (steer % own) * ff.n_workers;
 }
 
+/* As port->ops->tx, and taps what was sent. */
+static unsigned int send_tapped(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                                struct ff_frame *frames, unsigned int n) {
+    unsigned int sent;
+
+    for (unsigned int i = 0; i < n; i++)
+        ff_frame_share(&frames[i]);
+    sent = port->ops->tx(port, queue, frames, n);
+    for (unsigned int i = 0; i < n; i++) {
+        if (i < sent)
+            ff_tap_frame(w, port, FF_TAP_TX, &frames[i]);
+        ff_frame_free(&frames[i]);
+    }
+    return sent;
+}
+
 static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                     struct ff_frame *frames, unsigned int n) {
+    bool tap = atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX;
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     uint32_t len[FF_BURST];
     uint64_t bytes = 0;
@@ -29,7 +46,8 @@ static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queu
         len[i] = frames[i].len;
     if (unlikely(port->tx_shared))
         rte_spinlock_lock(&port->tx_lock[queue]);
-    sent = port->ops->tx(port, queue, frames, n);
+    sent = unlikely(tap) ? send_tapped(w, port, queue, frames, n)
+                         : port->ops->tx(port, queue, frames, n);
     if (unlikely(port->tx_shared))
         rte_spinlock_unlock(&port->tx_lock[queue]);
     for (unsigned int i = 0; i < sent; i++)
@@ -89,9 +107,6 @@ static void flush_one(struct ff_worker *w, struct ff_out *out) {
     n = drop_oversize(w, port, out->frames, n);
     if (n == 0)
         return;
-    if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX))
-        for (unsigned int i = 0; i < n; i++)
-            ff_tap_frame(w, port, FF_TAP_TX, &out->frames[i]);
     if (queues == 1)
         send_on(w, port, 0, out->frames, n);
     else

@@ -216,6 +216,27 @@ static int driver_setup(const struct vhost_dev *d, char *err) {
     return -EIO;
 }
 
+/*
+ * Makes d known to the callbacks; -EADDRINUSE when another port has its socket.
+ * librte_vhost takes the same path twice, and then undoes the first one.
+ */
+static int dev_link(struct vhost_dev *d, char *err) {
+    struct vhost_dev *other;
+
+    pthread_mutex_lock(&lock);
+    for (other = devs; other != NULL && strcmp(other->path, d->path) != 0; other = other->next)
+        ;
+    if (other == NULL) {
+        d->next = devs;
+        devs = d;
+    } else {
+        snprintf(err, FF_ERR_LEN, "%s: the socket %s is in use by port %s", d->port->name, d->path,
+                 other->port->name);
+    }
+    pthread_mutex_unlock(&lock);
+    return other == NULL ? 0 : -EADDRINUSE;
+}
+
 static void dev_unlink(struct vhost_dev *d) {
     struct vhost_dev **at = &devs;
 
@@ -242,15 +263,14 @@ static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, cha
     d->server = conf->server;
     atomic_store(&d->vid, -1);
     port->dev = d;
-    pthread_mutex_lock(&lock);
-    d->next = devs;
-    devs = d;
-    pthread_mutex_unlock(&lock);
-    rc = driver_setup(d, err);
-    if (rc != 0) {
-        dev_unlink(d);
-        free(d);
+    rc = dev_link(d, err);
+    if (rc == 0) {
+        rc = driver_setup(d, err);
+        if (rc != 0)
+            dev_unlink(d);
     }
+    if (rc != 0)
+        free(d);
     return rc;
 }
 

@@ -14,9 +14,10 @@ from vswitch.slowpath import stats
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
 from vswitch.slowpath.errors import BadParams, SwitchError
 from vswitch.slowpath.fastpath import TAP_RX, TAP_TX
-from vswitch.slowpath.flowtext import actions_text, key_fields, mac_text, match_text
+from vswitch.slowpath.flowtext import actions_text, key_fields, match_text
 from vswitch.slowpath.params import entry_of, flag, number, optional_entry
 from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, whole_number
+from vswitch.slowpath.reasons import mac_text
 from vswitch.slowpath.rpc import Client, Method, Params, Stream
 from vswitch.slowpath.switch import PortEntry, Switch
 from vswitch.slowpath.trace import Tracer

@@ -30,6 +30,7 @@ from vswitch.slowpath.types import PortConfig
 
 log = logging.getLogger("ffswitchd")
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Packets that one port may have parked, until its upcall_budget says otherwise.
 PARKED_MAX = 512
 
@@ -92,10 +93,8 @@ def _stderr_closed() -> Iterator[None]:
 
 def run(options: Options) -> None:
     """Run the switch until SIGTERM or SIGINT. Raises StartError."""
-    # Until asyncio takes them over: a signal that comes while EAL starts is heeded when it has.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # What comes while EAL starts waits until asyncio heeds it. EAL's threads never get any, as they inherit this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid_file = _prepare(options)
     try:
         ports = state.load(options.run_dir / "state.json")
@@ -113,6 +112,7 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: there is nothing to read again")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     server = Server(Api(switch, options.settings, FastPath.dpdk_version()).methods())
     systemd = sdnotify.SystemdNotifier()
     try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
+from vswitch.slowpath.reasons import mac_text
 from vswitch.slowpath.types import Action, ActionType, Drop, Key
 
 PortLabel = Callable[[int], str]
@@ -15,7 +16,7 @@ _ETHER_TYPES = {_ARP: "ARP", _IPV4: "IPv4", _IPV6: "IPv6"}
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 47: "GRE", 50: "ESP", 51: "AH", 58: "ICMPv6", 132: "SCTP"}
 _WITH_PORTS = frozenset({6, 17, 132})
 _ICMP = frozenset({1, 58})
-_VID = 0x0FFF
+_VID, _DEI = 0x0FFF, 0x1000  # of a TCI; the rest is the PCP (IEEE 802.1Q clause 9.6)
 
 # Field of the key: its bits, and Open vSwitch's name for it.
 _NUMBERS = {
@@ -28,11 +29,6 @@ _NUMBERS = {
     "l4_dst": (16, "tp_dst"),
 }
 _HEX = frozenset({"eth_type", "ip_tos", "tcp_flags"})
-
-
-def mac_text(mac: bytes) -> str:
-    """02:00:00:00:00:01."""
-    return mac.hex(":")
 
 
 def ip_text(eth_type: int, address: bytes) -> str:
@@ -63,9 +59,10 @@ def _vlan_fields(key: Key, mask: Key) -> Iterator[tuple[str, str, str]]:
             yield f"{tag}_tpid", text, f"{tag}_tpid={text}"
         if tci_mask & _VID:
             yield f"{tag}_vid", str(tci & _VID), f"{dl}={tci & _VID}"
-        if tci_mask & ~_VID:
-            text = _number(tci & ~_VID, tci_mask & ~_VID, 16, hexadecimal=True)
-            yield f"{tag}_pcp", text, f"{tag}_pcp={text}"
+        if tci_mask >> 13:
+            yield f"{tag}_pcp", str(tci >> 13), f"{dl}_pcp={tci >> 13}"
+        if tci_mask & _DEI:
+            yield f"{tag}_dei", str(int(bool(tci & _DEI))), f"{tag}_dei={int(bool(tci & _DEI))}"
 
 
 def _ip_name(key: Key, end: str) -> str:

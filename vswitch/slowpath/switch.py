@@ -41,11 +41,12 @@ from vswitch.slowpath.types import (
 log = logging.getLogger(__name__)
 dpdk_log = logging.getLogger("dpdk")
 
-# RTE_LOG_WARNING, NOTICE, INFO and DEBUG; whatever is graver is an error.
-_LOG_LEVELS = {5: logging.WARNING, 6: logging.INFO, 7: logging.DEBUG, 8: logging.DEBUG}
+# RTE_LOG_EMERG .. DEBUG are 1 .. 8. DPDK's drivers call errors what is none to a switch, such as a peer that is not
+# there yet; where one matters, a call fails and says so. Hence a level less.
+_LOG_LEVELS = {4: logging.WARNING, 5: logging.INFO, 6: logging.DEBUG, 7: logging.DEBUG, 8: logging.DEBUG}
 
 # Flows whose counters are read before other work gets its turn.
-_STATS_CHUNK = 2048
+_STATS_CHUNK = 512
 # A port of the state file that cannot be opened is tried again after 1, 2, 4 ... seconds.
 _RETRY_MAX_S = 60.0
 
@@ -129,15 +130,19 @@ class Switch:
                     f"change it with `ffswitch set`, or delete it first"
                 )
             return existing
+        entry = PortEntry(config, 0, PortState.CONFIGURED, "", time.time())
         with contextlib.ExitStack() as undo:
-            entry = self._open(config, undo)
+            self._open(entry, undo)
+            self.ports[name] = entry
+            undo.callback(self.ports.pop, name)
             self._save()
             undo.pop_all()
         log.info("port %s: added, %s", name, entry.state.label)
         return entry
 
-    def _open(self, config: PortConfig, undo: contextlib.ExitStack) -> PortEntry:
+    def _open(self, entry: PortEntry, undo: contextlib.ExitStack) -> None:
         """Bring a port up in the fast path and the core; `undo` gets what takes each step back."""
+        config = entry.config
         self._check_conflicts(config)
         if config.type is PortType.PMD:
             try:
@@ -152,29 +157,26 @@ class Switch:
         try:
             port_id = self.fast_path.port_add(config)
             undo.callback(self.fast_path.port_del, port_id)
-            if config.role == "server":
-                portdir.share(Path(config.socket))
             info = self.fast_path.port_info(port_id)
         except FastPathError as error:
             # The fast path names the port where it knows it.
             raise SwitchError(f"port {config.name}: {str(error).removeprefix(config.name + ': ')}") from None
-        entry = PortEntry(config, port_id, info.state, info.reason, time.time())
-        commands = self.core.port_added(entry.core_port(), self._clock())
-        self.ports[config.name] = self._by_id[port_id] = entry
-        undo.callback(self._forget, entry)
+        if config.role == "server":
+            portdir.share(Path(config.socket))
+        commands = self.core.port_added(Port(port_id, config, info.state is PortState.READY), self._clock())
+        entry.id, entry.state, entry.reason, entry.since = port_id, info.state, info.reason, time.time()
+        self._by_id[port_id] = entry
+        undo.callback(self._detach, entry)
         self.flows.execute(commands)
         self.taps.port_added(port_id)
         self._tell_change()
-        return entry
 
-    def _forget(self, entry: PortEntry) -> None:
+    def _detach(self, entry: PortEntry) -> None:
         """Take a port out of everything but the fast path, so that no flow leads to it any more."""
-        del self.ports[entry.config.name]
-        if entry.id:
-            self.taps.port_removed(entry.id)
-            del self._by_id[entry.id]
-            self.flows.execute(self.core.port_removed(entry.id, self._clock()))
-        self._tell_change()
+        self.taps.port_removed(entry.id)
+        self.flows.execute(self.core.port_removed(entry.id, self._clock()))
+        del self._by_id[entry.id]
+        entry.id = 0
 
     def _directory(self, name: str) -> Path:
         return self.run_dir / "ports" / name
@@ -192,9 +194,11 @@ class Switch:
     def remove(self, name: str) -> None:
         """Delete a port, its directory and its entry in the state file. Raises SwitchError."""
         entry = self.port(name)
-        self._forget(entry)
-        if entry.id:
-            self.fast_path.port_del(entry.id)
+        if port_id := entry.id:
+            self._detach(entry)
+            self.fast_path.port_del(port_id)
+        del self.ports[name]
+        self._tell_change()
         stays = portdir.remove(self._directory(name))
         if stays:
             log.warning("port %s: %s", name, stays)
@@ -235,22 +239,22 @@ class Switch:
     def restore(self, configs: Iterable[PortConfig]) -> None:
         """Bring the ports of the state file back; those that fail stay listed and are tried again."""
         for config in configs:
-            self._reopen(PortEntry(config, 0, PortState.CONFIGURED, "", time.time()))
+            self.ports[config.name] = PortEntry(config, 0, PortState.CONFIGURED, "", time.time())
+        for entry in self.ports.values():
+            self._reopen(entry)
 
-    def _reopen(self, failed: PortEntry) -> None:
-        name = failed.config.name
-        self.ports.pop(name, None)
+    def _reopen(self, entry: PortEntry) -> None:
+        name = entry.config.name
         try:
             with contextlib.ExitStack() as undo:
-                entry = self._open(failed.config, undo)
+                self._open(entry, undo)
                 undo.pop_all()
         except SwitchError as error:
-            if failed.reason != str(error):
+            if entry.reason != str(error):
                 log.error("%s: tried again from time to time", error)
-            failed.state, failed.reason = PortState.LOST, str(error)
-            failed.retry_at = self._clock() + failed.retry_delay
-            failed.retry_delay = min(2 * failed.retry_delay, _RETRY_MAX_S)
-            self.ports[name] = failed
+            entry.state, entry.reason = PortState.LOST, str(error)
+            entry.retry_at = self._clock() + entry.retry_delay
+            entry.retry_delay = min(2 * entry.retry_delay, _RETRY_MAX_S)
         else:
             log.info("port %s: back, %s", name, entry.state.label)
 
@@ -279,8 +283,7 @@ class Switch:
             if event.state is not entry.state:
                 entry.since = time.time()
                 why = f" ({event.reason})" if event.reason else ""
-                level = logging.WARNING if event.state is PortState.LOST else logging.INFO
-                log.log(level, "port %s: %s%s", entry.config.name, event.state.label, why)
+                log.info("port %s: %s%s", entry.config.name, event.state.label, why)
             entry.state, entry.reason = event.state, event.reason
             if entry.up is not was_up:
                 self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
@@ -288,7 +291,7 @@ class Switch:
         self._pass_log()
 
     def _pass_log(self) -> None:
-        """Pass DPDK's own lines on. Its informational ones are many, and port states say the same."""
+        """Pass DPDK's own lines on."""
         for level, line in self.fast_path.log_lines():
             dpdk_log.log(_LOG_LEVELS.get(level, logging.ERROR), "DPDK: %s", one_line(line))
 
@@ -309,12 +312,16 @@ class Switch:
 
     async def every_second(self) -> None:
         """Run for ever: flow counters to the core, ageing, ports to be tried again."""
+        took = 0.0
         while True:
-            await asyncio.sleep(1.0)
+            # With very many flows a round takes more than a second; upcalls come first.
+            await asyncio.sleep(max(1.0, took))
+            started = time.monotonic()
             try:
                 await self.sweep()
             except Exception:
                 log.exception("the once-a-second work failed")
+            took = time.monotonic() - started
 
     async def sweep(self) -> None:
         """One round of `every_second`."""

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from vswitch.slowpath.fastpath import TapRecord
 from vswitch.slowpath.interfaces import FastPathApi
 
+# Taken before a port's readers are told of its end; other ports' frames come all the while.
+_LAST_BATCHES = 16
+
 
 @dataclass(eq=False, slots=True)
 class Subscription:
@@ -57,7 +60,10 @@ class TapHub:
 
     def port_removed(self, port_id: int) -> None:
         """End the subscriptions of a port that is about to go, after what is still on its way to them."""
-        self.on_readable()
+        self._fast_path.tap_set(port_id, 0, 0)
+        for _ in range(_LAST_BATCHES):
+            if not self._hand_out():
+                break
         self._ports.discard(port_id)
         self._end({s for s in self._subscriptions if s.port_id == port_id})
 
@@ -71,13 +77,17 @@ class TapHub:
             subscription.ended.set()
 
     def on_readable(self) -> None:
-        """Take what the workers stored and hand it out."""
+        """Take what the workers stored, a batch of it, and hand it out."""
+        self._hand_out()
+
+    def _hand_out(self) -> int:
         records = self._fast_path.taps()
         for subscription in tuple(self._subscriptions):
             port_id, kinds = subscription.port_id, subscription.kinds
             wanted = [r for r in records if r.kind & kinds and port_id in (None, r.port_id)]
             if wanted:
                 subscription.deliver(wanted)
+        return len(records)
 
     def _apply(self, subscription: Subscription) -> None:
         for port_id in self._ports if subscription.port_id is None else {subscription.port_id} & self._ports:

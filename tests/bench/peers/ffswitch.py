@@ -38,7 +38,7 @@ class FfSwitch:
         argv: list[str | Path] = [program("ffswitchd"), "--workers", "1", "--cpus", str(environment.cpus.switch)]
         if not environment.huge:
             argv.append("--no-huge")
-        self._process = Process(argv, environment.directory / "ffswitchd.log", env=self.env)
+        self._process = Process("ffswitchd", argv, environment.directory / "ffswitchd.log", env=self.env)
         try:
             self._process.wait_until("no control socket", (self._directory / "ffswitch.sock").exists, START_SECONDS)
         except BaseException:

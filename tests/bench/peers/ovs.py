@@ -16,7 +16,7 @@ from tests.bench.stats import OwnCount
 
 VSWITCHD = Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk")
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
-MEMORY_MB = 128
+MEMORY_MB = 192
 BRIDGE = "br-bench"
 CACHE_SETTINGS = ("emc-insert-inv-prob", "smc-enable")
 
@@ -94,8 +94,8 @@ class Ovs:
     def _vsctl(self, *words: str) -> None:
         run(["ovs-vsctl", f"--db=unix:{self._directory}/db.sock", "--timeout=30", *words], env=self._env)
 
-    def _spawn(self, stack: contextlib.ExitStack, argv: Sequence[str | Path], log: str) -> Process:
-        process = stack.enter_context(Process(argv, self._directory / log, env=self._env))
+    def _spawn(self, stack: contextlib.ExitStack, name: str, argv: Sequence[str | Path]) -> Process:
+        process = stack.enter_context(Process(name, argv, self._directory / f"{name}.log", env=self._env))
         self._processes.append(process)
         return process
 
@@ -110,11 +110,13 @@ class Ovs:
             f"--remote=punix:{socket}",
             f"--unixctl={self._directory}/ovsdb.ctl",
         ]
-        ovsdb = self._spawn(stack, server, "ovsdb.log")
+        ovsdb = self._spawn(stack, "ovsdb-server", server)
         ovsdb.wait_until("no database socket", socket.exists)
 
         settings = {
             "dpdk-init": "true",
+            # Pools of the size that a port needs; the default is one of 262144 packets, whatever memory there is.
+            "per-port-memory": "true",
             "dpdk-extra": " ".join(environment.memory_args(MEMORY_MB, self.name)),
             "dpdk-lcore-mask": hex(1 << environment.cpus.generator),
             "pmd-cpu-mask": hex(1 << environment.cpus.switch),
@@ -129,7 +131,7 @@ class Ovs:
             f"--unixctl={self._control}",
             "-vconsole:warn",
         ]
-        process = self._spawn(stack, vswitchd, "vswitchd.log")
+        process = self._spawn(stack, "ovs-vswitchd", vswitchd)
         process.wait_until("DPDK did not start", self._dpdk_started)
 
     def _dpdk_started(self) -> bool:

@@ -12,7 +12,7 @@ from tests.bench.environment import Environment
 from tests.bench.process import Process
 from tests.bench.stats import OwnCount
 
-MEMORY_MB = 64
+MEMORY_MB = 96
 MBUFS = 16384
 _CYCLES = re.compile(r"total cycles=(\d+) / total io packets=(\d+)")
 
@@ -42,7 +42,7 @@ class Testpmd:
         # --no-flush-rx: its flush at start waits for ports that have no peer yet.
         argv += ["--", "-i", "--auto-start", "--forward-mode=io", "--nb-cores=1", f"--total-num-mbufs={MBUFS}"]
         argv += ["--no-lsc-interrupt", "--no-flush-rx", "--record-core-cycles"]
-        self._process = Process(argv, environment.directory / "testpmd.log", env=environment.env)
+        self._process = Process("dpdk-testpmd", argv, environment.directory / "testpmd.log", env=environment.env)
 
     @property
     def _running(self) -> Process:
