@@ -73,8 +73,8 @@ def _sources() -> list[Path]:
 
 def _fingerprint(sources: Iterable[Path]) -> str:
     """Change whenever a source or this file does. Libraries are copied along, so they may change without harm."""
-    digest = hashlib.sha256()
-    for source in (Path(__file__), *sources):
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for source in sources:
         stat = source.stat()
         digest.update(f"{source} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]

@@ -134,6 +134,10 @@ class FrontEnd:
         self._negotiate(channel)
         if self.memory is None:
             self._make_rings()
+        else:  # a packed ring's position is known only up to what was taken of it
+            self.poll()
+            for tx in self.tx:
+                tx.reap()
         assert self.memory is not None
         channel.set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
         for index, vring in enumerate(self.vrings):
@@ -179,10 +183,10 @@ class FrontEnd:
 
         The socket file stays behind, as it does then.
         """
-        self._drop_connection()
-        if self._listener is not None:
+        if self._listener is not None:  # first, or the back-end comes back at once
             self._listener.close()
             self._listener = None
+        self._drop_connection()
         for vring in self.vrings:
             os.close(vring.kick)
             os.close(vring.call)

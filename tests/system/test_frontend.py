@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ class TestPmd:
         self.fronts = fronts
         queues = fronts[0].queues
         devices = [f"--vdev=net_vhost{i},iface={front.path},client=1,queues={queues}" for i, front in enumerate(fronts)]
-        prefix = f"--file-prefix=ffswitch-test-{os.getpid()}"
+        name = f"ffswitch-test-{os.getpid()}"
+        self._runtime_dir = Path("/var/run/dpdk") / name  # DPDK leaves it behind
+        prefix = f"--file-prefix={name}"
         eal = ["--no-huge", "-m", "128", "--no-pci", "--no-telemetry", "--lcores=0,1", prefix, *devices]
         rings = [f"--rxq={queues}", f"--txq={queues}", "--max-pkt-len=9000", "--total-num-mbufs=8192"]
         self._log = (run_dir / "testpmd.log").open("wb")
@@ -50,13 +53,16 @@ class TestPmd:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(TIMEOUT)
-        self._log.close()
+        self._ended()
 
     def kill(self) -> None:
         self._process.kill()
+        self._ended()
+
+    def _ended(self) -> None:
         self._process.wait(TIMEOUT)
         self._log.close()
+        shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
 
 def _probe(sender: FrontEnd, receiver: FrontEnd, queue: int) -> None:
@@ -139,8 +145,11 @@ def test_large_frames_span_receive_buffers(tmp_path: Path, processes: list[TestP
         assert _receive(right, len(frames)) == frames
 
 
-def test_a_new_back_end_goes_on_where_the_old_one_stopped(tmp_path: Path, processes: list[TestPmd]) -> None:
-    with FrontEnd(tmp_path / "a") as left, FrontEnd(tmp_path / "b") as right:
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_new_back_end_goes_on_where_the_old_one_stopped(
+    packed: bool, tmp_path: Path, processes: list[TestPmd]
+) -> None:
+    with FrontEnd(tmp_path / "a", packed=packed) as left, FrontEnd(tmp_path / "b", packed=packed) as right:
         first = TestPmd(tmp_path, (left, right))
         try:
             first.connect()

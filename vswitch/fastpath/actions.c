@@ -53,6 +53,7 @@ struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, 
         a->n_outputs += list[i].type == FF_ACT_OUTPUT;
         a->list[a->n++] = list[i];
     }
+    a->ends = list[n - 1].type == FF_ACT_DROP || list[n - 1].type == FF_ACT_UPCALL;
     if (n == 1 && list[0].type == FF_ACT_OUTPUT)
         a->only = list[0].arg;
     *rc = 0;
@@ -66,8 +67,9 @@ static uint16_t steer_hash(const struct ff_key *key) {
 
     if (!(key->ip_frag & FF_FRAG_ANY) && key->ip_proto != 1 && key->ip_proto != 58)
         h ^= ((uint32_t)key->l4_src << 16) ^ key->l4_dst;
+    h ^= h >> 16;     /* what tells neighbours apart, the last bytes of addresses, comes high */
     h *= 0x9e3779b1u; /* 2^32 / golden ratio */
-    return (uint16_t)(h >> 16);
+    return (uint16_t)(h >> 24);
 }
 
 /* A list beyond one output. Each output but the last shares the frame. */
@@ -84,7 +86,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
         switch (a->type) {
         case FF_ACT_OUTPUT:
         case FF_ACT_MIRROR:
-            if (--left == 0 && actions->list[actions->n - 1].type != FF_ACT_UPCALL) {
+            if (--left == 0 && !actions->ends) {
                 ff_output(w, a->arg, in_port, frame);
                 return;
             }

@@ -150,6 +150,7 @@ void ff_log_level(int level);
 /*
  * Takes DPDK's log lines (newline-separated, oldest first) that came since the
  * last call, at most len - 1 bytes, NUL-terminated; returns the bytes taken.
+ * Each line begins with a digit, its level: 1 (emergency) .. 8 (debug).
  */
 int ff_log_drain(char *buf, size_t len);
 

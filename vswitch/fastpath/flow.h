@@ -8,6 +8,7 @@
 #define FF_FLOW_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include <rte_common.h>
 
@@ -21,6 +22,7 @@
 struct ff_actions {
     uint32_t n;
     uint32_t n_outputs; /* outputs and mirrors */
+    bool ends;          /* with a drop or an upcall, which want a frame of their own */
     int32_t only;       /* the port of the only action, when it is an output; else -1 */
     struct ff_action list[];
 };

@@ -14,14 +14,19 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char text[LOG_SIZE];
 static size_t text_len;
-static char complaint[256]; /* the last whole line since ff_error_clear */
-static char partial[256];   /* the line that is being written */
+static bool line_starts = true; /* the next byte of text is a line's first */
+static char
+    complaint[256];       /* the first error since ff_error_clear: later ones only follow from it */
+static char partial[256]; /* the line that is being written */
 static size_t partial_len;
 
 static ssize_t log_write(void *cookie, const char *buf, size_t size) {
     (void)cookie;
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < size; i++) {
+        if (line_starts && text_len < LOG_SIZE)
+            text[text_len++] = (char)('0' + rte_log_cur_msg_loglevel());
+        line_starts = buf[i] == '\n';
         if (text_len < LOG_SIZE)
             text[text_len++] = buf[i];
         if (buf[i] != '\n') {
@@ -30,7 +35,8 @@ static ssize_t log_write(void *cookie, const char *buf, size_t size) {
             continue;
         }
         partial[partial_len] = '\0';
-        if (partial_len > 0)
+        if (partial_len > 0 && complaint[0] == '\0' &&
+            rte_log_cur_msg_loglevel() <= (int)RTE_LOG_ERR)
             memcpy(complaint, partial, partial_len + 1);
         partial_len = 0;
     }

@@ -18,8 +18,25 @@ static inline unsigned int tx_queue(const struct ff_worker *w, unsigned int queu
     return w->index + (steer % own) * ff.n_workers;
 }
 
+/* As port->ops->tx, and taps what was sent. */
+static unsigned int send_tapped(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                                struct ff_frame *frames, unsigned int n) {
+    unsigned int sent;
+
+    for (unsigned int i = 0; i < n; i++)
+        ff_frame_share(&frames[i]);
+    sent = port->ops->tx(port, queue, frames, n);
+    for (unsigned int i = 0; i < n; i++) {
+        if (i < sent)
+            ff_tap_frame(w, port, FF_TAP_TX, &frames[i]);
+        ff_frame_free(&frames[i]);
+    }
+    return sent;
+}
+
 static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                     struct ff_frame *frames, unsigned int n) {
+    bool tap = atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX;
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     uint32_t len[FF_BURST];
     uint64_t bytes = 0;
@@ -29,7 +46,8 @@ static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queu
         len[i] = frames[i].len;
     if (unlikely(port->tx_shared))
         rte_spinlock_lock(&port->tx_lock[queue]);
-    sent = port->ops->tx(port, queue, frames, n);
+    sent = unlikely(tap) ? send_tapped(w, port, queue, frames, n)
+                         : port->ops->tx(port, queue, frames, n);
     if (unlikely(port->tx_shared))
         rte_spinlock_unlock(&port->tx_lock[queue]);
     for (unsigned int i = 0; i < sent; i++)
@@ -75,13 +93,13 @@ static unsigned int drop_oversize(struct ff_worker *w, const struct ff_port *por
 }
 
 static void flush_one(struct ff_worker *w, struct ff_out *out) {
-    struct ff_port *port = atomic_load_explicit(&ff.ports[out->port], memory_order_acquire);
+    struct ff_port *port = out->port;
     unsigned int n = out->n, queues;
 
-    w->out_slot[out->port] = 0;
+    w->out_slot[port->id] = 0;
     queues = port->tx_queues;
     if (unlikely(!ff_port_ready(port) || queues == 0)) {
-        count_drops(w, out->port, FF_DROP_PORT_DOWN, n);
+        count_drops(w, port->id, FF_DROP_PORT_DOWN, n);
         for (unsigned int i = 0; i < n; i++)
             ff_frame_free(&out->frames[i]);
         return;
@@ -89,9 +107,6 @@ static void flush_one(struct ff_worker *w, struct ff_out *out) {
     n = drop_oversize(w, port, out->frames, n);
     if (n == 0)
         return;
-    if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX))
-        for (unsigned int i = 0; i < n; i++)
-            ff_tap_frame(w, port, FF_TAP_TX, &out->frames[i]);
     if (queues == 1)
         send_on(w, port, 0, out->frames, n);
     else
@@ -109,8 +124,9 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
     struct ff_out *out;
 
     if (unlikely(slot == 0)) {
-        /* no quiescent state comes before the flush: the port stays until then */
-        if (unlikely(ff_port(port_id) == NULL)) {
+        struct ff_port *port = ff_port(port_id);
+
+        if (unlikely(port == NULL)) {
             ff_drop(w, in_port, FF_DROP_PORT_GONE, frame);
             return;
         }
@@ -118,7 +134,7 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
             ff_output_flush(w);
         slot = ++w->n_out;
         w->out_slot[port_id] = (uint8_t)slot;
-        w->out[slot - 1].port = port_id;
+        w->out[slot - 1].port = port;
         w->out[slot - 1].n = 0;
     }
     out = &w->out[slot - 1];

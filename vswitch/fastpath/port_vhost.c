@@ -81,6 +81,13 @@ static const struct rte_vhost_user_extern_ops message_ops = {
     .post_msg_handle = after_message,
 };
 
+static void tx_queues_update(struct vhost_dev *d) {
+    /* those from 0 on without a gap: a gap would be a queue nobody reads */
+    uint32_t n = (uint32_t)__builtin_ctz(~atomic_load(&d->rx_enabled));
+
+    d->port->tx_queues = (uint16_t)RTE_MIN(n, (uint32_t)d->port->rx_queues);
+}
+
 static int new_connection(int vid) {
     struct vhost_dev *d = dev_of(vid);
 
@@ -88,6 +95,9 @@ static int new_connection(int vid) {
         return -1;
     if (atomic_load(&d->vid) >= 0)
         return -1; /* a second peer on a server socket: one port, one peer */
+    /* librte_vhost tells of no queue that a lost peer leaves enabled */
+    atomic_store(&d->rx_enabled, 0);
+    tx_queues_update(d);
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer connected");
     return rte_vhost_extern_callback_register(vid, &message_ops, d);
 }
@@ -98,13 +108,6 @@ static void destroy_connection(int vid) {
     if (d != NULL)
         ff_port_state(d->port, FF_PORT_LOST, "the peer closed the connection; %s",
                       d->server ? "listening for it" : "reconnecting");
-}
-
-static void tx_queues_update(struct vhost_dev *d) {
-    /* those from 0 on without a gap: a gap would be a queue nobody reads */
-    uint32_t n = (uint32_t)__builtin_ctz(~atomic_load(&d->rx_enabled));
-
-    d->port->tx_queues = (uint16_t)RTE_MIN(n, (uint32_t)d->port->rx_queues);
 }
 
 static int vring_state_changed(int vid, uint16_t vring, int enable) {
@@ -213,6 +216,27 @@ static int driver_setup(const struct vhost_dev *d, char *err) {
     return -EIO;
 }
 
+/*
+ * Makes d known to the callbacks; -EADDRINUSE when another port has its socket.
+ * librte_vhost takes the same path twice, and then undoes the first one.
+ */
+static int dev_link(struct vhost_dev *d, char *err) {
+    struct vhost_dev *other;
+
+    pthread_mutex_lock(&lock);
+    for (other = devs; other != NULL && strcmp(other->path, d->path) != 0; other = other->next)
+        ;
+    if (other == NULL) {
+        d->next = devs;
+        devs = d;
+    } else {
+        snprintf(err, FF_ERR_LEN, "%s: the socket %s is in use by port %s", d->port->name, d->path,
+                 other->port->name);
+    }
+    pthread_mutex_unlock(&lock);
+    return other == NULL ? 0 : -EADDRINUSE;
+}
+
 static void dev_unlink(struct vhost_dev *d) {
     struct vhost_dev **at = &devs;
 
@@ -239,15 +263,14 @@ static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, cha
     d->server = conf->server;
     atomic_store(&d->vid, -1);
     port->dev = d;
-    pthread_mutex_lock(&lock);
-    d->next = devs;
-    devs = d;
-    pthread_mutex_unlock(&lock);
-    rc = driver_setup(d, err);
-    if (rc != 0) {
-        dev_unlink(d);
-        free(d);
+    rc = dev_link(d, err);
+    if (rc == 0) {
+        rc = driver_setup(d, err);
+        if (rc != 0)
+            dev_unlink(d);
     }
+    if (rc != 0)
+        free(d);
     return rc;
 }
 

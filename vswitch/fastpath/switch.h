@@ -70,9 +70,13 @@ struct ff_poll_list {
     struct ff_poll_entry entry[];
 };
 
-/* Frames on their way to one port, gathered over a burst. */
+/*
+ * Frames on their way to one port, gathered over a burst. The port may leave
+ * ff.ports meanwhile, but not its memory: no quiescent state comes before the
+ * flush.
+ */
 struct ff_out {
-    uint16_t port;
+    struct ff_port *port;
     uint16_t n;
     struct ff_frame frames[FF_BURST];
 };

@@ -436,7 +436,8 @@ class FastPath:
         """DPDK's log level: 1 (emergency) .. 8 (debug)."""
         lib.ff_log_level(level)
 
-    def log_lines(self) -> list[str]:
-        """DPDK's log lines since the last call."""
+    def log_lines(self) -> list[tuple[int, str]]:
+        """DPDK's log lines since the last call, each with its level: 1 (emergency) .. 8 (debug)."""
         lib.ff_log_drain(self._log, 65537)
-        return [line for line in _text(self._log).splitlines() if line]
+        # The log may have been full in the middle of a line: what has no level has no text either.
+        return [(int(line[0]), line[1:]) for line in _text(self._log).split("\n") if line[1:]]

@@ -215,6 +215,7 @@ class Decision:
     mask: Key
     reasons: tuple[str, ...]
     drop: Drop = Drop.NONE
+    floods: bool = False  # to all ports of the VLAN: a group, or nobody knows the destination
 
 
 @dataclass(frozen=True, slots=True)

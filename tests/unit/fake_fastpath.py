@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fast path without packets: tests say what it tells, and see what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, PortStats, QueueStats, TapRecord, WorkerStats
+from vswitch.slowpath.types import Action, Finish, Flow, FlowStats, Key, PortConfig, PortState, PortType, Upcall
+
+NO_QUEUE = QueueStats(0, 0, 0, 0)
+
+
+def port_stats(rx: int = 0, tx: int = 0, replicated: int = 0, drops: dict[str, int] | None = None) -> PortStats:
+    return PortStats(rx, 60 * rx, tx, 60 * tx, replicated, 0, drops or {}, (NO_QUEUE,))
+
+
+class FakeFastPath:
+    """Implements FastPathApi. Ports are PMD ports "ready" at once, vhost-user ports wait for their peer."""
+
+    event_fd = upcall_fd = tap_fd = -1
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()  # set by every call that changes ports or taps
+        self.calls: list[str] = []  # flow_add, flow_del, finish: in their order
+        self.ports: dict[int, PortConfig] = {}
+        self.states: dict[int, PortState] = {}
+        self.limits: dict[int, tuple[int, int]] = {}  # MTU, packets parked
+        self.flows: dict[int, Flow] = {}
+        self.counters: dict[int, FlowStats] = {}
+        self.verdicts: dict[int, tuple[Action, ...]] = {}
+        self.stats: dict[int, PortStats] = {}
+        self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
+        self.tap_batch = 256
+        self.idle = (0, 0)
+        self.taps_lost = 0
+        self.stopped = False
+        self.refuse_ports = ""  # why port_add fails
+        self.refuse_flows: set[Flow] = set()
+        self._flow_ids: dict[tuple[Key, Key], int] = {}
+        self._events: list[PortEvent] = []
+        self._upcalls: list[Upcall] = []
+        self._taps: list[TapRecord] = []
+        self._log: list[tuple[int, str]] = []
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a call has made `condition` true."""
+        async with asyncio.timeout(20):
+            while not condition():
+                self.told.clear()
+                await self.told.wait()
+
+    # ---- what tests make it tell ----
+
+    def set_state(self, port_id: int, state: PortState, reason: str = "") -> None:
+        self.states[port_id] = state
+        self._events.append(PortEvent(port_id, state, reason))
+
+    def miss(self, upcall: Upcall) -> None:
+        self._upcalls.append(upcall)
+
+    def tap(self, *records: TapRecord) -> None:
+        self._taps += records
+
+    def say(self, level: int, line: str) -> None:
+        self._log.append((level, line))
+
+    # ---- FastPathApi ----
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def port_add(self, config: PortConfig, /) -> int:
+        if self.refuse_ports:
+            raise FastPathError(f"{config.name}: {self.refuse_ports}")
+        self.told.set()
+        port_id = next(n for n in range(1, 1024) if n not in self.ports)
+        self.ports[port_id] = config
+        self.limits[port_id] = (config.mtu, config.upcall_budget)
+        self.states[port_id] = PortState.READY if config.type is PortType.PMD else PortState.WAITING
+        return port_id
+
+    def port_del(self, port_id: int, /) -> None:
+        for table in (self.ports, self.states, self.limits):
+            del table[port_id]
+        self._events = [event for event in self._events if event.port_id != port_id]
+
+    def port_set_mtu(self, port_id: int, mtu: int, /) -> None:
+        self.limits[port_id] = (mtu, self.limits[port_id][1])
+
+    def port_set_parked_max(self, port_id: int, n: int, /) -> None:
+        self.limits[port_id] = (self.limits[port_id][0], n)
+
+    def port_info(self, port_id: int, /) -> PortInfo:
+        return PortInfo(self.states[port_id], 1, 1, 0, "", "fake", "so it is")
+
+    def events(self) -> Sequence[PortEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def upcalls(self) -> Sequence[Upcall]:
+        upcalls, self._upcalls = self._upcalls, []
+        return upcalls
+
+    def finish(self, verdicts: Sequence[Finish], /) -> None:
+        self.calls.append("finish")
+        for verdict in verdicts:
+            assert verdict.upcall_id not in self.verdicts
+            self.verdicts[verdict.upcall_id] = verdict.actions
+
+    def flow_add(self, flows: Sequence[Flow], /) -> Sequence[int]:
+        self.calls.append("flow_add")
+        ids: list[int] = []
+        for flow in flows:
+            if flow in self.refuse_flows:
+                raise FastPathError("no room", ids)
+            flow_id = self._flow_ids.setdefault((flow.key, flow.mask), len(self._flow_ids) + 1)
+            self.flows[flow_id] = flow
+            ids.append(flow_id)
+        return ids
+
+    def flow_del(self, ids: Sequence[int], /) -> int:
+        self.calls.append("flow_del")
+        return sum(self.flows.pop(flow_id, None) is not None for flow_id in ids)
+
+    def flow_stats(self, ids: Sequence[int], /) -> Sequence[FlowStats]:
+        return [self.counters.get(flow_id, FlowStats(0, 0, 0.0)) for flow_id in ids]
+
+    def flow_lookup(self, key: Key, /) -> int:
+        return 0
+
+    def port_stats(self, port_id: int, /) -> PortStats:
+        return self.stats.get(port_id, port_stats())
+
+    def worker_stats(self) -> Sequence[WorkerStats]:
+        return [
+            WorkerStats(cpu=1, loops=10, busy_loops=5, sleeps=0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2)
+        ]
+
+    def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
+        self.tapped[port_id] = (kinds, snaplen)
+        self.told.set()
+
+    def taps(self) -> Sequence[TapRecord]:
+        records, self._taps = self._taps[: self.tap_batch], self._taps[self.tap_batch :]
+        return records
+
+    def idle_set(self, spin_us: int, sleep_us: int, /) -> None:
+        self.idle = (spin_us, sleep_us)
+
+    def log_lines(self) -> Sequence[tuple[int, str]]:
+        lines, self._log = self._log, []
+        return lines

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a learning bridge (IEEE 802.1Q) does with a frame: one pure judgement per key.
+
+`Bridge` knows the ports; the forwarding database is given with each question.
+Judging changes nothing but a cache of action lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from vswitch.slowpath.flows import MASK_DST, MASK_PORT, MASK_VLAN, Depends, bridging_mask
+from vswitch.slowpath.learning import Admission, Fdb, Station
+from vswitch.slowpath.types import Action, ActionType, Drop, Key, Port
+from vswitch.slowpath.vlan import Tag, VlanPolicy, output_actions
+
+NO_PORT: Final = 0  # FF_PORT_NONE
+_CACHE_MAX: Final = 1 << 16  # action lists; a bound, far above what real port sets need
+
+
+class Member(NamedTuple):
+    """A port with its part in bridging worked out."""
+
+    id: int
+    up: bool
+    vlans: VlanPolicy
+    quota: int
+    mirror: int  # port that gets a copy of what this one sends and receives, NO_PORT: none is there and up
+    is_mirror: bool  # other ports' copies go here, so it takes no part in bridging
+
+    def bridges(self, vlan: int) -> bool:
+        """Whether frames of the VLAN may come and go here."""
+        return not self.is_mirror and self.vlans.carries(vlan)
+
+
+class Verdict(NamedTuple):
+    """What becomes of a frame, and all that it depends on."""
+
+    actions: tuple[Action, ...]
+    mask: Key
+    drop: Drop = Drop.NONE
+    vlan: int | None = None  # None: it did not get into one
+    admission: Admission | None = None  # None: dropped before its source mattered
+    target: int | None = None  # port behind which its destination is known to be
+    depends: Depends = Depends()
+
+    @property
+    def floods(self) -> bool:
+        """Whether it went to every port that would have it."""
+        return self.depends.flood is not None
+
+
+class _Frame(NamedTuple):
+    """A frame that was let into a VLAN."""
+
+    port: Member
+    tag: Tag
+    vlan: int
+    src: Station
+    dst: Station
+
+
+class Bridge:
+    """The ports, and the judgement of frames that arrive on them."""
+
+    def __init__(self) -> None:
+        self._ports: dict[int, Port] = {}
+        self._members: dict[int, Member] = {}
+        self._carriers: dict[int, tuple[Member, ...]] = {}
+        self._actions: dict[tuple[int, int, int, Tag], tuple[Action, ...]] = {}
+
+    @property
+    def ports(self) -> Mapping[int, Port]:
+        """Every port by id."""
+        return MappingProxyType(self._ports)
+
+    def member(self, port_id: int) -> Member | None:
+        """A port's part in bridging."""
+        return self._members.get(port_id)
+
+    def set_ports(self, ports: Iterable[Port]) -> list[tuple[Member | None, Member | None]]:
+        """Replaces the ports; returns (before, after) of each whose part in bridging changed."""
+        before = self._members
+        self._ports = {port.id: port for port in sorted(ports, key=lambda port: port.id)}
+        self._members = _members(self._ports.values())
+        self._carriers.clear()
+        self._actions.clear()
+        pairs = [(before.get(i), self._members.get(i)) for i in sorted(before.keys() | self._members.keys())]
+        return [(old, new) for old, new in pairs if old != new]
+
+    def carriers(self, vlan: int) -> tuple[Member, ...]:
+        """The ports to which a frame of the VLAN floods, by id."""
+        carriers = self._carriers.get(vlan)
+        if carriers is None:
+            carriers = tuple(m for m in self._members.values() if m.up and m.bridges(vlan))
+            self._carriers[vlan] = carriers
+        return carriers
+
+    def judge(self, key: Key, fdb: Fdb) -> Verdict:
+        """Decides on a frame; the verdict's mask names every bit of the key that was looked at."""
+        port = self._members.get(key.in_port)
+        if port is None:
+            return Verdict((_drop(Drop.POLICY),), MASK_PORT, Drop.POLICY)
+        if port.is_mirror:
+            return self._dropped(port, Verdict((), MASK_PORT, Drop.POLICY))
+        tag = Tag.of(key)
+        vlan = port.vlans.classify(tag)
+        if vlan is None:
+            return self._dropped(port, Verdict((), MASK_VLAN, Drop.VLAN))
+        if _is_reserved(key.eth_dst):
+            return self._dropped(port, Verdict((), MASK_DST, Drop.RESERVED_MAC, vlan))
+        # Where a priority tag becomes a VLAN tag, its priority bits go along; else nobody looks at them.
+        keeps_priority = tag.tpid != 0 and tag.vid == 0 and vlan != 0
+        frame = _Frame(port, tag, vlan, Station(vlan, key.eth_src), Station(vlan, key.eth_dst))
+        verdict = Verdict(
+            actions=(),
+            mask=bridging_mask(key, keeps_priority),
+            vlan=vlan,
+            admission=fdb.admission(frame.src, port.id, port.quota),
+            depends=Depends(frame.src, frame.dst),
+        )
+        return self._forward(frame, verdict, fdb)
+
+    def _forward(self, frame: _Frame, verdict: Verdict, fdb: Fdb) -> Verdict:
+        """The bridged part: from the source that was let in to the outputs."""
+        port, vlan, dst = frame.port, frame.vlan, frame.dst
+        if verdict.admission is Admission.HELD:
+            return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
+        target = fdb.port_of(dst)  # of a group, never known: no frame comes from one
+        if frame.src == dst and verdict.admission not in (Admission.STATIC, Admission.NONE):
+            target = port.id  # whether or not the port may learn it
+        if target == port.id:
+            return self._dropped(port, verdict._replace(drop=Drop.SAME_PORT, target=target))
+        if target is not None:
+            to = self._members[target]
+            if not to.bridges(vlan):  # a static entry may name such a port
+                return self._dropped(port, verdict._replace(drop=Drop.NO_DEST, target=target))
+            return verdict._replace(actions=self._outputs(frame, to), target=target)
+        verdict = verdict._replace(depends=Depends(frame.src, dst, flood=vlan))
+        actions = self._outputs(frame, None)
+        if not actions:
+            return self._dropped(port, verdict._replace(drop=Drop.NO_DEST))
+        return verdict._replace(actions=actions)
+
+    def _outputs(self, frame: _Frame, to: Member | None) -> tuple[Action, ...]:
+        """Actions towards one port, or (None) all of the VLAN; empty when there is none."""
+        port, tag, vlan = frame.port, frame.tag, frame.vlan
+        cache_key = (port.id, to.id if to else NO_PORT, vlan, tag)
+        actions = self._actions.get(cache_key)
+        if actions is None:
+            if len(self._actions) >= _CACHE_MAX:
+                self._actions.clear()
+            outputs = [to] if to else [m for m in self.carriers(vlan) if m.id != port.id]
+            actions = output_actions(vlan, tag, ((m.id, m.vlans) for m in outputs))
+            if actions:
+                actions = _mirrors(port, outputs) + actions
+            self._actions[cache_key] = actions
+        return actions
+
+    def _dropped(self, port: Member, verdict: Verdict) -> Verdict:
+        return verdict._replace(actions=(*_mirrors(port, ()), _drop(verdict.drop)))
+
+
+def _members(ports: Iterable[Port]) -> dict[int, Member]:
+    ports = list(ports)
+    by_name = {port.config.name: port for port in ports}
+    mirrors = {port.config.mirror for port in ports}
+    members = {}
+    for port in ports:
+        mirror = by_name.get(port.config.mirror)
+        members[port.id] = Member(
+            id=port.id,
+            up=port.up,
+            vlans=VlanPolicy.of(port.config),
+            quota=port.config.mac_quota,
+            mirror=mirror.id if mirror and mirror.up else NO_PORT,
+            is_mirror=port.config.name in mirrors,
+        )
+    return members
+
+
+def _mirrors(port: Member, outputs: Sequence[Member]) -> tuple[Action, ...]:
+    """One copy for each mirror port of the ports that the frame passes; first, while it is as received."""
+    mirrors = dict.fromkeys(m.mirror for m in (port, *outputs) if m.mirror not in (NO_PORT, port.id))
+    return tuple(Action(ActionType.MIRROR, mirror) for mirror in mirrors)
+
+
+def _drop(reason: Drop) -> Action:
+    return Action(ActionType.DROP, reason)
+
+
+def _is_reserved(mac: bytes) -> bool:
+    """IEEE 802.1Q table 8-1: the addresses that a bridge never relays."""
+    return mac[:5] == b"\x01\x80\xc2\x00\x00" and mac[5] < 0x10

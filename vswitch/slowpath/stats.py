@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over the fast path's counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from vswitch.slowpath.fastpath import PortStats, WorkerStats
+
+
+@dataclass(slots=True)
+class Counters:
+    """Packets by fate, as in ff.h: received + replicated == sent + dropped + parked when none is on its way."""
+
+    received: int = 0
+    replicated: int = 0
+    sent: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, stats: PortStats) -> None:
+        """Add one port's."""
+        self.received += stats.rx_packets
+        self.replicated += stats.replicated
+        self.sent += stats.tx_packets
+        self.dropped.update(stats.drops)
+
+    def to_json(self, parked: int) -> dict[str, object]:
+        """`parked`: packets that wait for a verdict now."""
+        balance = self.received + self.replicated - self.sent - self.dropped.total() - parked
+        return {
+            "received": self.received,
+            "replicated": self.replicated,
+            "sent": self.sent,
+            "dropped": dict(self.dropped),
+            "parked": parked,
+            "balanced": balance == 0,
+        }
+
+
+def port_to_json(stats: PortStats) -> dict[str, object]:
+    """A port's counters, in all and of each worker; of its drop reasons those that occurred."""
+    return {
+        "rx_packets": stats.rx_packets,
+        "rx_bytes": stats.rx_bytes,
+        "tx_packets": stats.tx_packets,
+        "tx_bytes": stats.tx_bytes,
+        "replicated": stats.replicated,
+        "upcalls": stats.upcalls,
+        "drops": stats.drops,
+        "queues": [queue._asdict() for queue in stats.queues],
+        "workers": [port_to_json(worker) for worker in stats.workers],
+    }
+
+
+def worker_to_json(stats: WorkerStats) -> dict[str, object]:
+    """A worker's counters, and how much of its loops found packets."""
+    return stats._asdict() | {"busy_pct": round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)}
+
+
+def traffic(stats: PortStats) -> dict[str, int]:
+    """The few counters that go with a port wherever it is shown."""
+    return {
+        "rx_packets": stats.rx_packets,
+        "rx_bytes": stats.rx_bytes,
+        "tx_packets": stats.tx_packets,
+        "tx_bytes": stats.tx_bytes,
+        "dropped": sum(stats.drops.values()),
+    }
+
+
+NO_TRAFFIC = {"rx_packets": 0, "rx_bytes": 0, "tx_packets": 0, "tx_bytes": 0, "dropped": 0}
