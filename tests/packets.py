@@ -183,6 +183,14 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
         ethernet(ipv6(udp(), extensions=((0, b"\x00" + b"\x01\x04\xc2\xc2\xc2\xc2"),)), eth_type=0x86DD),
         Drop.NONE,
     ),
+    "IPv6 jumbo option's number as a value": (
+        ethernet(ipv6(udp(), extensions=((0, b"\x00" + b"\x01\x01\xc2\x01\x01\x00"),)), eth_type=0x86DD),
+        Drop.NONE,
+    ),
+    "IPv6 jumbo option where it means nothing": (
+        ethernet(ipv6(udp(), extensions=((60, _JUMBO),)), eth_type=0x86DD),
+        Drop.NONE,
+    ),
     "IPv6 eight extensions": (ethernet(ipv6(udp(), extensions=(_DST,) * 8), eth_type=0x86DD), Drop.NONE),
     "IPv6 nine extensions": (ethernet(ipv6(udp(), extensions=(_DST,) * 9), eth_type=0x86DD), Drop.MALFORMED_IPV6),
     "IPv6 extension of 7 bytes": (
@@ -201,6 +209,10 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "IPv6 mobility": (ethernet(ipv6(proto=59, extensions=((135, extension(1)),)), eth_type=0x86DD), Drop.NONE),
     "IPv6 ESP": (ethernet(ipv6(b"", proto=50), eth_type=0x86DD), Drop.NONE),
     "IPv6 atomic fragment": (ethernet(ipv6(udp(), extensions=((44, fragment()),)), eth_type=0x86DD), Drop.NONE),
+    "IPv6 first fragment of an atomic one": (
+        ethernet(ipv6(tcp(doff=9), proto=6, extensions=((44, fragment(0, True)), (44, fragment()))), eth_type=0x86DD),
+        Drop.NONE,
+    ),
     "IPv6 first fragment": (
         ethernet(ipv6(tcp(options=bytes(8))[:20], proto=6, extensions=((44, fragment(0, True)),)), eth_type=0x86DD),
         Drop.NONE,
@@ -213,6 +225,7 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "TCP": (ethernet(ipv4(tcp(), proto=6)), Drop.NONE),
     "TCP cut": (ethernet(ipv4(tcp()[:19], proto=6)), Drop.MALFORMED_TCP),
     "TCP in the padding": (ethernet(ipv4(tcp(), proto=6, total_len=39)), Drop.MALFORMED_TCP),
+    "TCP first fragment of 19 bytes": (ethernet(ipv4(tcp()[:19], proto=6, frag=0x2000)), Drop.MALFORMED_TCP),
     "TCP offset 4": (ethernet(ipv4(tcp(doff=4), proto=6)), Drop.MALFORMED_TCP),
     "TCP offset beyond packet": (ethernet(ipv4(tcp(doff=6), proto=6)), Drop.MALFORMED_TCP),
     "TCP offset beyond first fragment": (ethernet(ipv4(tcp(doff=6), proto=6, frag=0x2000)), Drop.NONE),

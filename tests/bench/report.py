@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.measure import Case
-from tests.bench.stats import QUIET, Figure, Spread
+from tests.bench.stats import Figure, Spread
+
+# From this share of a core on, what others do shows in the figures.
+DISTURBED = 0.02
 
 Results = Mapping[tuple[str, Case], Sequence[Figure]]
 
@@ -70,7 +73,7 @@ def _cells(figures: Sequence[Figure]) -> list[str]:
 def contamination_warning(results: Results) -> str | None:
     """What to say when other processes disturbed the run, else None."""
     worst = max(max(f.others_switch, f.others_generator) for figures in results.values() for f in figures)
-    if worst <= QUIET:
+    if worst <= DISTURBED:
         return None
     return (
         f"[yellow]Other processes took up to {percent(worst)} of a core while it was measured. Their CPU time is "
@@ -87,20 +90,24 @@ def ratio_table(ratios: Mapping[str, Spread], wanted: Mapping[str, float]) -> Ta
     for name, spread in ratios.items():
         goal = ""
         if name in wanted:
-            good = spread.median >= wanted[name]
-            goal = f"≥ {wanted[name]:g} {'[green]reached[/]' if good else '[red]missed[/]'}"
+            goal = f"≥ {wanted[name]:g} {_verdict(spread.median >= wanted[name])}"
         table.add_row(name, f"{spread.median:.2f}", f"{spread.minimum:.2f} .. {spread.maximum:.2f}", goal)
     return table
 
 
-def times_table(times: Mapping[str, Spread]) -> Table:
-    """Latencies, given in seconds, printed in milliseconds."""
+def _verdict(good: bool) -> str:
+    return "[green]reached[/]" if good else "[red]missed[/]"
+
+
+def times_table(times: Mapping[str, Spread], wanted: Mapping[str, float]) -> Table:
+    """Latencies, given in seconds, printed in milliseconds, and whether the medians are as wanted."""
     table = Table(title="Commands, from start to exit", title_justify="left")
     table.add_column("command")
-    for heading in ("median ms", "min .. max"):
+    for heading in ("median ms", "min .. max", "wanted"):
         table.add_column(heading, justify="right")
     for name, s in times.items():
-        table.add_row(name, f"{s.median * 1e3:.1f}", f"{s.minimum * 1e3:.1f} .. {s.maximum * 1e3:.1f}")
+        goal = f"< {wanted[name] * 1e3:g} {_verdict(s.median < wanted[name])}" if name in wanted else ""
+        table.add_row(name, f"{s.median * 1e3:.1f}", f"{s.minimum * 1e3:.1f} .. {s.maximum * 1e3:.1f}", goal)
     return table
 
 

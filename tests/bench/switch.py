@@ -42,6 +42,7 @@ NORMAL_CACHES: Mapping[str, Mapping[str, str]] = {
     "ovs-normal, no cache": {"emc-insert-inv-prob": "0"},
 }
 WANTED = {"vs_ovs_normal_64": 1.0, "ports_256": 0.5}
+WANTED_SECONDS = {"ffswitch --help": 0.150, "ffswitch add-port": 0.050}
 
 Results = dict[tuple[str, Case], list[Figure]]
 
@@ -170,7 +171,7 @@ def _print(results: Results, found: Mapping[str, Spread], times: Mapping[str, Sp
     if warning := report.contamination_warning(results):
         console.print(warning)
     console.print(report.ratio_table(found, WANTED))
-    console.print(report.times_table(times))
+    console.print(report.times_table(times, WANTED_SECONDS))
 
 
 def _interrupted(number: int, _frame: object) -> NoReturn:

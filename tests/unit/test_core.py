@@ -1,98 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decision core by example: what each event leads to."""
+"""The decision core by example: learning, forwarding, time."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 
 from tests import packets
-from vswitch.slowpath.core import SwitchCore
+from tests.core_driver import BROADCAST, A, B, C, Driver, drop, out, port, udp_frame
 from vswitch.slowpath.pipeline import parse
 from vswitch.slowpath.types import (
-    Action,
-    ActionType,
     AddFlow,
-    Command,
     DelFlow,
     Drop,
-    FdbEntry,
     Finish,
     FlowStats,
     Key,
     Notice,
-    Port,
-    PortConfig,
     Upcall,
 )
-
-A, B, C, BROADCAST = packets.A, packets.B, bytes.fromhex("020000000003"), packets.BROADCAST
-ACCESS_10 = {"tag": 10}
-
-
-def port(port_id: int, up: bool = True, **config: object) -> Port:
-    return Port(port_id, replace(PortConfig(name=f"p{port_id}"), **config), up)  # type: ignore[arg-type]
-
-
-def out(*ports: int) -> tuple[Action, ...]:
-    return tuple(Action(ActionType.OUTPUT, port_id) for port_id in ports)
-
-
-def drop(reason: Drop) -> tuple[Action, ...]:
-    return (Action(ActionType.DROP, reason),)
-
-
-def udp_frame(src: bytes, dst: bytes, tags: tuple[tuple[int, int], ...] = ()) -> bytes:
-    return packets.ethernet(packets.ipv4(packets.udp()), src=src, dst=dst, tags=tags)
-
-
-class Driver:
-    """Feeds a core, and keeps what it returned last."""
-
-    def __init__(self, *ports: Port, **options: float) -> None:
-        self.core = SwitchCore(**options)  # type: ignore[arg-type]
-        self.now = 100.0
-        self.commands: list[Command] = []
-        for added in ports or (port(1), port(2), port(3)):
-            self.core.port_added(added, self.now)
-
-    def frame(self, in_port: int, frame: bytes) -> tuple[Action, ...]:
-        """An upcall for this frame; the verdict."""
-        key = parse(frame, in_port)
-        assert isinstance(key, Key)
-        self.commands = self.core.upcall(Upcall(1, key, frame, len(frame)), self.now)
-        finish = self.commands[-1]
-        assert isinstance(finish, Finish)
-        return finish.actions
-
-    def udp(self, in_port: int, src: bytes, dst: bytes, *tags: tuple[int, int]) -> tuple[Action, ...]:
-        return self.frame(in_port, udp_frame(src, dst, tags))
-
-    def of(self, kind: type) -> list[Command]:
-        return [command for command in self.commands if isinstance(command, kind)]
-
-    def actions(self, in_port: int, src: bytes, dst: bytes) -> tuple[Action, ...] | None:
-        """The installed actions for UDP from src to dst; None: no flow."""
-        found = [
-            flow.actions
-            for flow in self.core.flows().values()
-            if (flow.key.in_port, flow.key.eth_src, flow.key.eth_dst) == (in_port, src, dst)
-        ]
-        assert len(found) <= 1
-        return found[0] if found else None
-
-    def where(self, mac: bytes) -> int | None:
-        return next((entry.port for entry in self.core.fdb() if entry.mac == mac), None)
-
-    def entry(self, mac: bytes) -> FdbEntry:
-        return next(entry for entry in self.core.fdb() if entry.mac == mac)
-
-    def used_now(self) -> list[Command]:
-        """Every flow was used just now."""
-        stats = {handle: FlowStats(1, 64, self.now) for handle in self.core.flows()}
-        self.commands = self.core.flow_stats(stats, self.now)
-        return self.commands
 
 
 @pytest.fixture
@@ -339,151 +264,6 @@ def test_bad_static_address(switch: Driver, vlan: int, mac: bytes, port_id: int,
     assert switch.core.fdb() == []
 
 
-# ---- VLANs
-
-
-def test_access_ports_of_two_vlans_do_not_meet() -> None:
-    switch = Driver(port(1, tag=10), port(2, tag=10), port(3, tag=20), port(4, tag=20))
-    assert switch.udp(1, A, B) == out(2)
-    assert switch.udp(3, A, B) == out(4)
-    assert [(entry.vlan, entry.port) for entry in switch.core.fdb()] == [(10, 1), (20, 3)]
-    assert switch.udp(1, A, B, (0x8100, 20)) == drop(Drop.VLAN)
-
-
-def test_a_refused_vlan_is_one_flow_for_all_addresses() -> None:
-    switch = Driver(port(1, trunks=(10,)), port(2))
-    switch.udp(1, A, B, (0x8100, 20))
-    switch.udp(1, B, A, (0x8100, 20))
-    assert len(switch.core.flows()) == 1
-    assert switch.core.fdb() == []
-
-
-def test_new_vlan_of_a_port_forgets_what_was_there() -> None:
-    switch = Driver(port(1, tag=10), port(2, tag=10), port(3, tag=20))
-    switch.udp(1, A, B)
-    switch.udp(2, B, A)
-    switch.core.port_changed(port(1, tag=20), switch.now)
-    assert switch.where(A) is None
-    assert switch.actions(1, A, B) is None, "A must be learned in its new VLAN"
-    assert switch.actions(2, B, A) == drop(Drop.NO_DEST)
-
-
-# ---- mirrors
-
-
-def test_mirror_gets_what_its_port_sends_and_receives_once() -> None:
-    switch = Driver(port(1, mirror="p3"), port(2, mirror="p3"), port(3), port(4))
-    copy = Action(ActionType.MIRROR, 3)
-    assert switch.udp(1, A, B) == (copy, *out(2, 4))
-    assert switch.udp(2, B, A) == (copy, *out(1))
-    assert switch.udp(4, C, A) == (copy, *out(1))
-
-
-def test_mirror_gets_what_is_dropped() -> None:
-    switch = Driver(port(1, mirror="p2", tag=10), port(2), port(3, tag=20))
-    copy = Action(ActionType.MIRROR, 2)
-    assert switch.udp(1, A, B, (0x8100, 20)) == (copy, *drop(Drop.VLAN))
-    assert switch.udp(1, A, bytes.fromhex("0180c2000000")) == (copy, *drop(Drop.RESERVED_MAC))
-    assert switch.udp(1, A, B) == (copy, *drop(Drop.NO_DEST))
-
-
-def test_mirror_port_takes_no_part(switch: Driver) -> None:
-    switch.udp(3, C, A)
-    switch.udp(1, A, C)
-    switch.core.port_changed(port(2, mirror="p3"), switch.now)
-    assert switch.where(C) is None
-    assert switch.actions(1, A, C) == (Action(ActionType.MIRROR, 3), *out(2))
-    assert switch.udp(3, C, A) == drop(Drop.POLICY)
-    assert switch.where(C) is None
-
-
-def test_mirror_port_comes_and_goes() -> None:
-    switch = Driver(port(1, mirror="p3"), port(2))
-    switch.udp(1, A, B)
-    assert switch.actions(1, A, B) == out(2)
-    switch.core.port_added(port(3), switch.now)
-    assert switch.actions(1, A, B) == (Action(ActionType.MIRROR, 3), *out(2))
-    switch.core.port_changed(port(3, up=False), switch.now)
-    assert switch.actions(1, A, B) == out(2)
-    switch.core.port_changed(port(1), switch.now)
-    switch.core.port_changed(port(3), switch.now)
-    assert switch.actions(1, A, B) == out(2, 3)
-
-
-# ---- ports
-
-
-def test_floods_follow_the_ports(switch: Driver) -> None:
-    switch.udp(1, A, B)
-    steps = [
-        (switch.core.port_added, port(4), out(2, 3, 4)),
-        (switch.core.port_added, port(5, up=False), out(2, 3, 4)),
-        (switch.core.port_changed, port(2, up=False), out(3, 4)),
-        (switch.core.port_changed, port(5), out(3, 4, 5)),
-        (switch.core.port_changed, port(4, tag=10), out(3, 5)),
-    ]
-    for event, changed, expected in steps:
-        event(changed, switch.now)
-        assert switch.actions(1, A, B) == expected
-    switch.core.port_removed(3, switch.now)
-    assert switch.actions(1, A, B) == out(5)
-
-
-def test_known_destination_keeps_its_port_when_that_is_down(switch: Driver) -> None:
-    switch.udp(2, B, A)
-    switch.udp(1, A, B)
-    assert switch.core.port_changed(port(2, up=False), switch.now) == []
-    assert switch.actions(1, A, B) == out(2)
-
-
-def test_removed_port_takes_flows_and_addresses_along(switch: Driver) -> None:
-    switch.udp(1, A, B)
-    switch.udp(2, B, A)
-    switch.core.port_removed(2, switch.now)
-    assert switch.where(B) is None
-    assert switch.actions(2, B, A) is None
-    assert switch.actions(1, A, B) == out(3)
-
-
-def test_removed_mirror_port_leaves_no_flow(switch: Driver) -> None:
-    """Its policy drop looks at in_port only, which says nothing of who has the id next."""
-    switch.core.port_changed(port(1, mirror="p3"), switch.now)
-    switch.udp(3, C, A)
-    assert [type(command) for command in switch.core.port_removed(3, switch.now)] == [DelFlow]
-    switch.core.port_added(port(3, tag=0), switch.now)
-    assert not switch.core.flows()
-
-
-def test_removed_port_frees_the_addresses_held_there() -> None:
-    switch = Driver(port(1), port(2), port(3))
-    for in_port in (1, 2, 1, 2, 1):
-        switch.udp(in_port, A, B)
-    switch.udp(2, A, B)
-    switch.core.port_removed(1, switch.now)
-    assert switch.actions(2, A, B) is None
-    assert switch.udp(2, A, B) == out(3)
-
-
-def test_flood_to_a_single_port_is_still_a_flood() -> None:
-    """The actions are those towards a known address, and yet not what they depend on."""
-    switch = Driver(port(1), port(2))
-    switch.udp(2, B, BROADCAST)
-    assert switch.udp(1, A, B) == out(2)
-    assert [type(command) for command in switch.core.fdb_flush(switch.now, 2)] == [DelFlow]
-    assert switch.actions(1, A, B) == out(2)
-    switch.core.port_added(port(3), switch.now)
-    assert switch.actions(1, A, B) == out(2, 3)
-
-
-def test_port_ids_are_checked(switch: Driver) -> None:
-    with pytest.raises(ValueError, match="1 is in use"):
-        switch.core.port_added(port(1), switch.now)
-    with pytest.raises(ValueError, match="no port has id 9"):
-        switch.core.port_changed(port(9), switch.now)
-    with pytest.raises(ValueError, match="no port has id 9"):
-        switch.core.port_removed(9, switch.now)
-
-
 # ---- time
 
 
@@ -547,70 +327,6 @@ def test_decide_changes_nothing(switch: Driver) -> None:
     decision = switch.core.decide(key, switch.now)
     assert decision.actions == out(1) and not decision.floods and decision.drop is Drop.NONE
     assert switch.where(B) is None and len(switch.core.flows()) == 1
-
-
-def reasons(switch: Driver, in_port: int, frame: bytes) -> str:
-    key = parse(frame, in_port)
-    assert isinstance(key, Key)
-    return "; ".join(switch.core.decide(key, switch.now).reasons)
-
-
-def test_reasons_say_what_was_decided_in_order() -> None:
-    switch = Driver(port(1), port(2, tag=10, mirror="p4"), port(3, up=False), port(4))
-    switch.udp(2, B, BROADCAST)
-    switch.udp(3, C, BROADCAST)
-    switch.now += 7
-    assert reasons(switch, 1, udp_frame(A, B, ((0x8100, 10),))) == (
-        "tagged 10 on p1, a trunk: VLAN 10; "
-        "source 02:00:00:00:00:01 is new: learned on p1; "
-        "destination 02:00:00:00:00:02 is on p2, heard 7 s ago; "
-        "copied to mirror port p4; "
-        "the outer tag is taken off for p2"
-    )
-    assert reasons(switch, 1, udp_frame(A, C)) == (
-        "untagged on p1, a trunk: VLAN 0; "
-        "source 02:00:00:00:00:01 is new: learned on p1; "
-        "destination 02:00:00:00:00:03 is on p3, heard 7 s ago; "
-        "p3 is down: it will be lost there (port-down)"
-    )
-    assert reasons(switch, 2, udp_frame(B, A, ((0x8100, 20),))) == (
-        "tagged 20 on p2, an access port of VLAN 10 that does not take this: dropped; copied to mirror port p4"
-    )
-    assert reasons(switch, 4, udp_frame(A, B)) == ("p4 is a mirror port, and what it sends is not bridged: dropped")
-    assert reasons(switch, 9, udp_frame(A, B)) == "there is no port 9: dropped"
-    assert reasons(switch, 2, udp_frame(B, bytes.fromhex("0180c2000002"))).endswith(
-        "01:80:c2:00:00:02 never leaves its link (IEEE 802.1Q table 8-1): dropped; copied to mirror port p4"
-    )
-    assert reasons(switch, 2, udp_frame(B, BROADCAST)) == (
-        "untagged on p2, an access port of VLAN 10: VLAN 10; "
-        "source 02:00:00:00:00:02 is known on p2; "
-        "destination ff:ff:ff:ff:ff:ff is a group: flooded in the VLAN; "
-        "copied to mirror port p4; "
-        "a tag is put on for p1"
-    )
-
-
-@pytest.mark.parametrize("step", range(8))
-def test_reasons_of_sources(step: int) -> None:
-    switch = Driver(port(1, mac_quota=1), port(2), port(3))
-    switch.core.add_static(0, C, 3, switch.now)
-    switch.udp(1, A, BROADCAST)
-    in_port, src, dst, words = [
-        (2, A, BROADCAST, "source 02:00:00:00:00:01 moves from p1 to p2"),
-        (1, B, BROADCAST, "source 02:00:00:00:00:02 is not learned: p1 has as many addresses as it may"),
-        (1, C, BROADCAST, "source 02:00:00:00:00:03 is static on p3"),
-        (1, bytes(6), BROADCAST, "source 00:00:00:00:00:00 is nobody's address: not learned"),
-        (1, A, A, "destination 02:00:00:00:00:01 is on p1, where the frame came from: dropped"),
-        (1, A, C, "destination 02:00:00:00:00:03 is static on p3"),
-        (1, A, B, "destination 02:00:00:00:00:02 is not known: flooded in the VLAN"),
-        (2, A, BROADCAST, "source 02:00:00:00:00:01 moved too often and is held on p1 for 8 s more: dropped"),
-    ][step]
-    if step == 7:
-        for moved_to in (2, 1, 2, 3):
-            switch.udp(moved_to, A, BROADCAST)
-        switch.now += 2
-        words = words.replace("p1", "p3")
-    assert words in reasons(switch, in_port, udp_frame(src, dst))
 
 
 def test_fork_learns_by_itself(switch: Driver) -> None:

@@ -37,8 +37,8 @@ IP6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 
 WELL_FORMED: dict[str, tuple[Packet, Key]] = {
     "TCP": (
-        ETHER / IP4 / TCP(sport=1025, dport=80, flags="SA", options=[("MSS", 1460)]),
-        V4._replace(ip_proto=6, l4_src=1025, l4_dst=80, tcp_flags=0x12),
+        ETHER / IP4 / TCP(sport=1025, dport=80, flags="SAEC", options=[("MSS", 1460)]),
+        V4._replace(ip_proto=6, l4_src=1025, l4_dst=80, tcp_flags=0xD2),
     ),
     "UDP, TOS": (
         ETHER / IP(src="10.0.0.1", dst="10.0.0.2", tos=0xB8) / UDP(sport=5353, dport=53),
