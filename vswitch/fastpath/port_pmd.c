@@ -2,8 +2,10 @@
 /* Ports on any DPDK poll mode driver, probed at run time from devargs. */
 #define ALLOW_EXPERIMENTAL_API /* rte_devargs_reset, the only way to free what parse allocates */
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <rte_dev.h>
@@ -21,6 +23,7 @@
  */
 #define XDP_DRIVER "net_af_xdp"
 #define XDP_BUFFERS 8191u
+#define XDP_SOCKETS 256u /* in the process */
 #define XDP_TRIES 40u
 #define XDP_PAUSE_US 5000u
 
@@ -28,6 +31,9 @@ struct pmd_dev {
     uint16_t ethdev;
     bool chains;              /* the driver sends chains of buffers */
     struct rte_mempool *pool; /* of its own, or NULL */
+    /* DPDK 22.11's net_af_xdp leaves its sockets open, and with them the interface in use */
+    int sockets[FF_MAX_QUEUES];
+    unsigned int n_sockets;
     struct {
         unsigned int n;
         struct rte_mbuf *mbufs[FF_BURST];
@@ -93,6 +99,46 @@ static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned
     return sent;
 }
 
+static bool is_xdp_socket(int fd) {
+    int domain = 0;
+    socklen_t len = sizeof(domain);
+
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_XDP;
+}
+
+/* The process's XDP sockets; how many. */
+static unsigned int xdp_sockets(int *fds, unsigned int max) {
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned int n = 0;
+
+    if (dir == NULL)
+        return 0;
+    for (const struct dirent *e = readdir(dir); e != NULL && n < max; e = readdir(dir)) {
+        int fd = atoi(e->d_name);
+
+        if (is_xdp_socket(fd))
+            fds[n++] = fd;
+    }
+    closedir(dir);
+    return n;
+}
+
+/* Notes which sockets came with this device; `before` are those that were there. */
+static void xdp_sockets_note(struct pmd_dev *d, const int *before, unsigned int n_before) {
+    int now[XDP_SOCKETS];
+    unsigned int n = xdp_sockets(now, XDP_SOCKETS);
+
+    d->n_sockets = 0;
+    for (unsigned int i = 0; i < n && d->n_sockets < FF_MAX_QUEUES; i++) {
+        unsigned int k = 0;
+
+        while (k < n_before && before[k] != now[i])
+            k++;
+        if (k == n_before)
+            d->sockets[d->n_sockets++] = now[i];
+    }
+}
+
 static void dev_free(struct pmd_dev *d) {
     rte_mempool_free(d->pool);
     free(d);
@@ -110,28 +156,12 @@ static int pool_make(struct pmd_dev *d, const char *driver) {
     return d->pool == NULL ? -ENOMEM : 0;
 }
 
-/*
- * The kernel lets go of an XDP socket's queue some time after its close, in a
- * work queue of its own: a device that was in use a moment ago needs patience.
- */
-static int rx_queue_setup(const struct pmd_dev *d, uint16_t queue, uint16_t desc) {
-    struct rte_mempool *pool = d->pool != NULL ? d->pool : ff.pool;
-    unsigned int tries = d->pool != NULL ? XDP_TRIES : 1;
-    int rc;
-
-    for (;;) {
-        rc = rte_eth_rx_queue_setup(d->ethdev, queue, desc, SOCKET_ID_ANY, NULL, pool);
-        if (rc == 0 || --tries == 0)
-            return rc;
-        usleep(XDP_PAUSE_US);
-    }
-}
-
 static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     struct rte_eth_dev_info info;
     struct rte_eth_conf conf = {0};
     uint16_t rx_desc = RX_DESC, tx_desc = TX_DESC;
-    int rc;
+    int before[XDP_SOCKETS], rc;
+    unsigned int n_before = xdp_sockets(before, XDP_SOCKETS);
 
     rc = rte_eth_dev_info_get(d->ethdev, &info);
     if (rc != 0) {
@@ -152,7 +182,10 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     if (rc == 0)
         rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->ethdev, &rx_desc, &tx_desc);
     for (uint16_t q = 0; q < port->rx_queues && rc == 0; q++)
-        rc = rx_queue_setup(d, q, rx_desc);
+        rc = rte_eth_rx_queue_setup(d->ethdev, q, rx_desc, SOCKET_ID_ANY, NULL,
+                                    d->pool != NULL ? d->pool : ff.pool);
+    if (d->pool != NULL)
+        xdp_sockets_note(d, before, n_before);
     for (uint16_t q = 0; q < port->tx_queues && rc == 0; q++)
         rc = rte_eth_tx_queue_setup(d->ethdev, q, tx_desc, SOCKET_ID_ANY, NULL);
     if (rc != 0)
@@ -189,6 +222,9 @@ static void device_remove(const struct pmd_dev *d) {
         return;
     (void)rte_eth_dev_close(d->ethdev);
     (void)rte_dev_remove(info.device);
+    for (unsigned int i = 0; i < d->n_sockets; i++)
+        if (is_xdp_socket(d->sockets[i])) /* the driver forgot it: see struct pmd_dev */
+            close(d->sockets[i]);
 }
 
 /* Probes the device; its ethdev number, or a negative errno. */
@@ -216,7 +252,8 @@ static int device_probe(const struct ff_port *port, const char *devargs, char *e
     return rc != 0 ? (rc < 0 ? rc : -EIO) : ethdev;
 }
 
-static int pmd_open(struct ff_port *port, const struct ff_port_conf *conf, char *err) {
+/* Probes and starts the device; -errno with the device gone again. */
+static int device_open(struct ff_port *port, const struct ff_port_conf *conf, char *err) {
     struct pmd_dev *d = calloc(1, sizeof(*d));
     int rc;
 
@@ -230,11 +267,29 @@ static int pmd_open(struct ff_port *port, const struct ff_port_conf *conf, char 
     d->ethdev = (uint16_t)rc;
     port->dev = d;
     rc = device_start(port, d, conf->mtu, err);
-    if (rc != 0) {
-        device_remove(d);
-        dev_free(d);
-        return rc;
+    if (rc == 0)
+        return 0;
+    if (d->pool != NULL)
+        rc = -EAGAIN;
+    device_remove(d);
+    dev_free(d);
+    port->dev = NULL;
+    return rc;
+}
+
+static int pmd_open(struct ff_port *port, const struct ff_port_conf *conf, char *err) {
+    int rc = device_open(port, conf, err);
+
+    /*
+     * The kernel lets go of an XDP socket's queue some time after its close, in
+     * a work queue: an interface that was in use a moment ago needs patience.
+     */
+    for (unsigned int i = 0; rc == -EAGAIN && i < XDP_TRIES; i++) {
+        usleep(XDP_PAUSE_US);
+        rc = device_open(port, conf, err);
     }
+    if (rc != 0)
+        return rc;
     atomic_store_explicit(&port->ready, true, memory_order_release);
     ff_port_state(port, FF_PORT_READY, "%u receive queue%s", port->rx_queues,
                   port->rx_queues == 1 ? "" : "s");
