@@ -20,7 +20,7 @@
 
 static inline struct vring_packed_desc desc_read(const struct vring_packed_desc *table,
                                                  uint32_t i) {
-    const volatile __m128i *at = (const volatile __m128i *)(const void *)&table[i];
+    const volatile __m128i_u *at = (const volatile __m128i_u *)(const void *)&table[i];
     __m128i v = *at;
     struct vring_packed_desc d;
 
@@ -108,7 +108,7 @@ static bool indirect_read(struct ff_vring *vq, const struct vring_packed_desc *d
     uint32_t n = d->len / sizeof(*table);
 
     if (d->flags & VRING_DESC_F_NEXT || n == 0 || d->len % sizeof(*table) != 0 ||
-        n > FF_CHAIN_MAX || d->addr % 16 != 0) {
+        n > FF_CHAIN_MAX) {
         ff_vring_fault(vq, FF_FAULT_INDIRECT);
         return false;
     }
@@ -120,7 +120,10 @@ static bool indirect_read(struct ff_vring *vq, const struct vring_packed_desc *d
     for (uint32_t i = 0; i < n; i++) {
         struct vring_packed_desc e = desc_read(table, i);
 
-        if (!ff_chain_add(vq, c, e.addr, e.len, e.flags & VRING_DESC_F_WRITE, write))
+        /* DPDK's driver marks every entry writable, those to be read too: harmless */
+        bool writable = write && e.flags & VRING_DESC_F_WRITE;
+
+        if (!ff_chain_add(vq, c, e.addr, e.len, writable, write))
             return false;
     }
     return true;

@@ -8,9 +8,10 @@
 
 #include "vring.h"
 
-/* A descriptor as it was at one moment: one 16-byte load, whatever the driver does next. */
+/* A descriptor as it was at one moment: one 16-byte load, whatever the driver does next.
+ * Rings are aligned (section 2.6), indirect tables need not be. */
 static inline struct vring_desc desc_read(const struct vring_desc *table, uint32_t i) {
-    const volatile __m128i *at = (const volatile __m128i *)(const void *)&table[i];
+    const volatile __m128i_u *at = (const volatile __m128i_u *)(const void *)&table[i];
     __m128i v = *at;
     struct vring_desc d;
 
@@ -88,7 +89,7 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
         if (d.flags & VRING_DESC_F_INDIRECT) {
             /* 2.6.5.3.1: neither nested nor continued, and not empty */
             if (table != vq->desc || d.flags & VRING_DESC_F_NEXT || d.len == 0 ||
-                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX || d.addr % 16 != 0) {
+                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX) {
                 ff_vring_fault(vq, FF_FAULT_INDIRECT);
                 return false;
             }
