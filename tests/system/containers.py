@@ -19,7 +19,10 @@ SECONDS = 30.0
 MACS = {"left": "02:00:00:00:00:0a", "right": "02:00:00:00:00:0b"}
 VIRTIO_PORT, PCAP_PORT = 0, 1  # of testpmd, in the order of its command line
 # What the daemon may warn of when a container is not there yet, or goes.
-PEER_LOST = r"WARNING .*(: lost \(|failed to connect: No such file or directory)"
+PEER_LOST = (
+    r"WARNING .*(: lost \(|failed to connect: (No such file or directory|Connection refused)"
+    r"|recvmsg failed on fd \d+ \(Connection reset by peer\)|vhost read message failed)"
+)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
