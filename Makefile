@@ -54,7 +54,7 @@ build/deps.stamp: scripts/install-deps
 build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 -e '.[test]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
