@@ -64,21 +64,33 @@ static bool is_transmit(unsigned int v) {
     return v % 2 != 0;
 }
 
-/* Stops workers at a vring and tells librte_vhost how far they came. */
-static void vring_stop(struct vhost_dev *d, unsigned int v) {
-    struct ff_vring *vq = &d->vring[v];
+/* Tells librte_vhost how far the workers came. */
+static void vring_save(const struct vhost_dev *d, unsigned int v) {
+    const struct ff_vring *vq = &d->vring[v];
     uint16_t avail = vq->last_avail, used = vq->last_used;
 
-    if (!atomic_exchange(&vq->active, false))
-        return;
-    ff_synchronize();
-    avail = vq->last_avail;
-    used = vq->last_used;
     if (vq->packed) {
         avail |= vq->avail_wrap ? PACKED_WRAP : 0;
         used |= vq->used_wrap ? PACKED_WRAP : 0;
     }
     (void)rte_vhost_set_vring_base(d->vid, (uint16_t)v, avail, used);
+}
+
+/* Stops workers at the vrings from `first` up to `end`: none of them uses these any more. */
+static void vrings_stop(struct vhost_dev *d, unsigned int first, unsigned int end) {
+    bool was_active[VRINGS];
+
+    for (unsigned int v = first; v < end; v++)
+        was_active[v] = atomic_exchange(&d->vring[v].active, false);
+    /* also for a vring that its worker stopped itself, and may not have left yet */
+    ff_synchronize();
+    for (unsigned int v = first; v < end; v++)
+        if (was_active[v])
+            vring_save(d, v);
+}
+
+static void vring_stop(struct vhost_dev *d, unsigned int v) {
+    vrings_stop(d, v, v + 1);
 }
 
 static void vring_start(struct vhost_dev *d, unsigned int v) {
@@ -120,8 +132,7 @@ static void vring_start(struct vhost_dev *d, unsigned int v) {
 }
 
 static void all_stop(struct vhost_dev *d) {
-    for (unsigned int v = 0; v < VRINGS; v++)
-        vring_stop(d, v);
+    vrings_stop(d, 0, VRINGS);
 }
 
 static void mem_load(struct vhost_dev *d) {
@@ -289,7 +300,6 @@ static void destroy_device(int vid) {
         return;
     atomic_store(&d->port->ready, false);
     d->running = false;
-    ff_synchronize();
     all_stop(d); /* from here on no worker uses the rings or the memory */
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer stopped the device");
 }

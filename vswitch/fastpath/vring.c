@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What split and packed virtqueues share: frames from chains, and back into them. */
+#include <unistd.h>
+
 #include "vring.h"
+
+void ff_vring_call(const struct ff_vring *vq) {
+    uint64_t one = 1;
+
+    if (vq->call_fd >= 0 && write(vq->call_fd, &one, sizeof(one)) < 0)
+        return; /* the counter is full: the driver has been told */
+}
 
 bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struct ff_chain *chain,
                          unsigned int hdr_len) {

@@ -103,6 +103,9 @@ static inline void ff_vring_fault(struct ff_vring *vq, unsigned int fault) {
         vq->fault = (uint8_t)fault;
 }
 
+/* Interrupts the driver, when it has given a descriptor for that. */
+void ff_vring_call(const struct ff_vring *vq);
+
 /* The buffers of one chain, each checked to be mapped. */
 struct ff_chain {
     unsigned int n;

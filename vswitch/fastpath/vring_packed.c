@@ -6,7 +6,6 @@
  * then the driver, which looks in order, sees none of the others.
  */
 #include <emmintrin.h>
-#include <unistd.h>
 
 #include <rte_atomic.h>
 #include <rte_prefetch.h>
@@ -67,12 +66,8 @@ static void notify(struct ff_vring *vq) {
             off = (uint16_t)(off - vq->size);
         wanted = vring_need_event(off, new, old);
     }
-    if (unlikely(wanted && vq->call_fd >= 0)) {
-        uint64_t one = 1;
-
-        if (write(vq->call_fd, &one, sizeof(one)) < 0)
-            return; /* the counter is full: the driver has been told */
-    }
+    if (unlikely(wanted))
+        ff_vring_call(vq);
 }
 
 /* Writes the used descriptor of a chain of `count`; the first one's flags wait. */

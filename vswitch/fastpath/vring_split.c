@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Split virtqueues, virtio 1.1 section 2.6, from the device's side. */
 #include <emmintrin.h>
-#include <unistd.h>
 
 #include <rte_atomic.h>
 #include <rte_prefetch.h>
@@ -45,12 +44,8 @@ static void notify(struct ff_vring *vq) {
         wanted = vring_need_event(load_index(&vq->avail->ring[vq->size]), vq->last_used, old);
     else
         wanted = !(load_index(&vq->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
-    if (unlikely(wanted && vq->call_fd >= 0)) {
-        uint64_t one = 1;
-
-        if (write(vq->call_fd, &one, sizeof(one)) < 0)
-            return; /* the counter is full: the driver has been told */
-    }
+    if (unlikely(wanted))
+        ff_vring_call(vq);
 }
 
 static inline void used_put(struct ff_vring *vq, uint16_t offset, uint16_t head, uint32_t len) {
