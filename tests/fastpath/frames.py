@@ -11,27 +11,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from vswitch.slowpath.types import Action, ActionType, Drop, Flow, Key
+from vswitch.slowpath.types import EXACT, Action, ActionType, Drop, Flow, Key
 
 ETH_LEN = 14
 MIN_LEN = 60
-# Every bit of every field matters.
-EXACT = Key(
-    eth_dst=b"\xff" * 6,
-    eth_src=b"\xff" * 6,
-    eth_type=0xFFFF,
-    in_port=0xFFFF,
-    vlan_tpid=(0xFFFF, 0xFFFF),
-    vlan_tci=(0xFFFF, 0xFFFF),
-    ip_proto=0xFF,
-    ip_tos=0xFF,
-    ip_frag=0xFF,
-    tcp_flags=0xFF,
-    l4_src=0xFFFF,
-    l4_dst=0xFFFF,
-    ip_src=b"\xff" * 16,
-    ip_dst=b"\xff" * 16,
-)
 
 
 def mac(n: int) -> bytes:

@@ -9,10 +9,10 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from tests.fastpath.frames import EXACT, drop, ether, flow, ip, mac, numbered, output, tagged
+from tests.fastpath.frames import drop, ether, flow, ip, mac, numbered, output, tagged
 from tests.fastpath.switch import Switch
 from vswitch.slowpath.fastpath import FastPath, FastPathError
-from vswitch.slowpath.types import Drop, Flow, Key
+from vswitch.slowpath.types import EXACT, Drop, Flow, Key
 
 MAX_MASKS = 32  # FF_MAX_MASKS
 

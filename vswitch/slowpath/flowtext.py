@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
 from vswitch.slowpath.reasons import mac_text
-from vswitch.slowpath.types import Action, ActionType, Drop, Key
+from vswitch.slowpath.types import EXACT, Action, ActionType, Drop, Key
 
 PortLabel = Callable[[int], str]
 
@@ -95,27 +95,11 @@ def _fields(key: Key, mask: Key, port: PortLabel) -> Iterator[tuple[str, str, st
             yield f"ip_{end}", text, f"{_ip_name(key, end)}={text}"
 
 
-_FULL = Key(
-    eth_dst=b"\xff" * 6,
-    eth_src=b"\xff" * 6,
-    eth_type=0xFFFF,
-    in_port=0xFFFF,
-    ip_proto=0xFF,
-    ip_tos=0xFF,
-    ip_frag=0xFF,
-    tcp_flags=0xFF,
-    l4_src=0xFFFF,
-    l4_dst=0xFFFF,
-    ip_src=b"\xff" * 16,
-    ip_dst=b"\xff" * 16,
-)
-
-
 def present(key: Key) -> Key:
     """The mask of the fields that a packet with this key has."""
     outer, inner = (0xFFFF if tpid else 0 for tpid in key.vlan_tpid)
     absent = {field: none for field, none in Key()._asdict().items() if getattr(key, field) == none}
-    return _FULL._replace(**absent | {"vlan_tpid": (outer, inner), "vlan_tci": (outer, inner)})
+    return EXACT._replace(**absent | {"vlan_tpid": (outer, inner), "vlan_tci": (outer, inner)})
 
 
 def match_text(key: Key, mask: Key, port: PortLabel) -> str:

@@ -69,6 +69,25 @@ class Key(NamedTuple):
     ip_dst: bytes = bytes(16)
 
 
+# A mask: every bit of every field matters.
+EXACT = Key(
+    eth_dst=b"\xff" * 6,
+    eth_src=b"\xff" * 6,
+    eth_type=0xFFFF,
+    in_port=0xFFFF,
+    vlan_tpid=(0xFFFF, 0xFFFF),
+    vlan_tci=(0xFFFF, 0xFFFF),
+    ip_proto=0xFF,
+    ip_tos=0xFF,
+    ip_frag=0xFF,
+    tcp_flags=0xFF,
+    l4_src=0xFFFF,
+    l4_dst=0xFFFF,
+    ip_src=b"\xff" * 16,
+    ip_dst=b"\xff" * 16,
+)
+
+
 class ActionType(IntEnum):
     """`enum ff_action_type` of ff.h."""
 
