@@ -169,7 +169,8 @@ def rig(peer: Peer, programs: Programs, environment: Environment, ends: Ends = S
     with peer, Generator(programs.generator, environment, ends) as generator:
         # The next socket appears when the one before has its peer.
         generator.process.wait_until("no socket", sockets[0].exists)
-        peer.connect(sockets)
+        # The first ports of all pairs first: workers get queues in turn, so each pair is one worker's.
+        peer.connect([*sockets[::2], *sockets[1::2]])
         generator.ready(peer.check)
         yield Rig(peer, generator, environment, ends, pin(peer, generator, environment))
 

@@ -55,7 +55,7 @@
 #define STATIONS_MAX 65536u  /* 16 bits of the address */
 #define FLOWS_MAX (1u << 24) /* each way */
 #define WINDOW 256u          /* frames of a way that `learn` leaves with the switch */
-#define STALL_MS 500u        /* without a frame for so long, they are lost */
+#define STALL_MS 3000u       /* without a frame for so long, they are lost */
 #define RAMP_BINS 128u
 #define RAMP_US 250u
 
