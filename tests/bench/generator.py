@@ -146,20 +146,20 @@ class Generator(TrafficProgram):
         options = ["--offload"] if ends.offload else []
         super().__init__(program, environment, ends, environment.cpus.generator, options)
 
-    def run(self, size: int, stations: tuple[int, int]) -> None:
-        """Sends frames of `size` bytes (without FCS) both ways, as fast as they are taken.
+    def run(self, size: int, stations: tuple[int, int], pair: int | None = None) -> None:
+        """Sends frames of `size` bytes (without FCS) both ways, as fast as they are taken, in one pair of ports or all.
 
         `stations` are those behind the first and the second port of each pair; everyone sends to everyone there.
         """
-        self._command(f"run {size} {stations[0]} {stations[1]}")
+        self._command(f"run {_flows(size, stations, pair)}")
 
     def stream(self, size: int) -> None:
         """One TCP stream in frames of `size` bytes, from the first port of each pair to the second."""
         self._command(f"stream {size}")
 
-    def learn(self, size: int, stations: tuple[int, int]) -> None:
+    def learn(self, size: int, stations: tuple[int, int], pair: int | None = None) -> None:
         """Begins to send one frame of each flow of `run`; `counters().left` are those not yet back."""
-        self._command(f"learn {size} {stations[0]} {stations[1]}")
+        self._command(f"learn {_flows(size, stations, pair)}")
 
     def stop(self) -> None:
         """Sends nothing more."""
@@ -183,6 +183,10 @@ class Generator(TrafficProgram):
             return all(now[way] > start[way] for way in ways)
 
         self.process.wait_until(f"no traffic from port {', '.join(map(str, ways))} through {switch}", flows)
+
+
+def _flows(size: int, stations: tuple[int, int], pair: int | None) -> str:
+    return f"{size} {stations[0]} {stations[1]}" + ("" if pair is None else f" {pair}")
 
 
 class LatencyProbe(TrafficProgram):

@@ -33,11 +33,13 @@ class Case:
 
     stations: how many MAC addresses there are behind the first and the second port of each
     pair; everyone sends to everyone on the other side, so a switch that learns has two flows
-    for each pair of them. stream: one TCP stream in one direction instead.
+    for each pair of them. pair: the only pair of ports that sends. stream: one TCP stream in
+    one direction instead.
     """
 
     size: int
     stations: tuple[int, int] = (1, 1)
+    pair: int | None = None
     stream: bool = False
 
     @property
@@ -49,7 +51,8 @@ class Case:
     def label(self) -> str:
         if self.stream:
             return f"{self.size:,} B, one stream"
-        return f"{self.size} B, " + ("one flow each way" if self.flows == 2 else f"{self.flows:,} flows")
+        where = "" if self.pair is None else f", pair {self.pair + 1} alone"
+        return f"{self.size} B, " + ("one flow each way" if self.flows == 2 else f"{self.flows:,} flows") + where
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Rig:
         """
         began = told = time.monotonic()
         before = self.generator.counters()
-        self.generator.learn(case.size, case.stations)
+        self.generator.learn(case.size, case.stations, case.pair)
         while left := self.generator.counters().left:
             self.peer.check()
             now = time.monotonic()
@@ -111,7 +114,7 @@ class Rig:
 
     def start(self, case: Case) -> None:
         """Begins to send; returns when frames come out everywhere. Raises BenchError."""
-        ports = range(2 * self.ends.pairs)
+        ports = range(2 * self.ends.pairs) if case.pair is None else range(2 * case.pair, 2 * case.pair + 2)
         if case.stream:
             # Nobody answers on the other side, so the switch is to hear its address once.
             self.generator.run(64, (1, 1))
@@ -120,7 +123,7 @@ class Rig:
             ports = ports[::2]
         else:
             self.learn(case)
-            self.generator.run(case.size, case.stations)
+            self.generator.run(case.size, case.stations, case.pair)
         self.generator.wait_for_traffic(self.peer.name, ports)
 
     def measure(self, case: Case, seconds: float) -> Figure:

@@ -11,10 +11,12 @@
  * commands on stdin and answers each with one JSON object a line on stdout (the
  * first line, {"ready": true}, comes when the ports run):
  *
- *   run SIZE A B    frames of SIZE bytes (no FCS) between A stations behind the
- *                   first port of each pair and B behind the second: A * B
- *                   flows each way, drawn at random
- *   learn SIZE A B  one frame of each of these flows, in order, no faster than
+ *   run SIZE A B [PAIR]
+ *                   frames of SIZE bytes (no FCS) between A stations behind the
+ *                   first port of each pair, or of that one, and B behind the
+ *                   second: A * B flows each way, drawn at random
+ *   learn SIZE A B [PAIR]
+ *                   one frame of each of these flows, in order, no faster than
  *                   they come back; then nothing more
  *   stream SIZE     one TCP stream from the first port of each pair to the
  *                   second; frames above 1514 bytes are to be segmented later
@@ -58,6 +60,7 @@
 #define STALL_MS 3000u       /* without a frame for so long, they are lost */
 #define RAMP_BINS 128u
 #define RAMP_US 250u
+#define ALL_PAIRS UINT32_MAX
 
 enum mode { STOPPED, RUN, LEARN, STREAM };
 
@@ -65,6 +68,7 @@ struct order {
     enum mode mode;
     uint32_t size;
     uint32_t stations[2]; /* behind the first and the second port of each pair */
+    uint32_t pair;        /* that sends, or ALL_PAIRS */
 };
 
 /* One way through the switch: sent on port `tx`, received on its partner. */
@@ -132,12 +136,13 @@ static void begin(struct way *way, const struct order *order) {
     bool first = way->tx < way->rx;
 
     drop_spare(way);
-    way->sends = order->mode != STOPPED && (first || order->mode != STREAM);
+    way->sends = order->mode != STOPPED && (first || order->mode != STREAM) &&
+                 (order->pair == ALL_PAIRS || order->pair == way->tx / 2u);
     way->here = order->stations[!first];
     way->there = order->stations[first];
     way->learned = way->away = 0;
     way->heard = rte_rdtsc();
-    way->left = order->mode == LEARN ? way->here * way->there : 0;
+    way->left = order->mode == LEARN && way->sends ? way->here * way->there : 0;
     if (order->mode != STOPPED)
         template_make(&way->template, (uint8_t)way->tx, (uint8_t)way->rx, order->size,
                       order->mode == STREAM);
@@ -262,7 +267,7 @@ static unsigned int turn(const struct server *s, const struct order *order) {
 
 static int work(void *arg) {
     struct server *s = arg;
-    struct order order = {STOPPED, 0, {0, 0}};
+    struct order order = {STOPPED, 0, {0, 0}, ALL_PAIRS};
     uint64_t start = 0;
 
     s->n_ramp = RAMP_BINS;
@@ -331,6 +336,8 @@ static void print_ramp(void) {
     printf("]}\n");
 }
 
+#define FLOWS_FORMAT "%" SCNu32 " %" SCNu32 " %" SCNu32 " %" SCNu32
+
 /* Whether `line` is an order; fills it in. */
 static bool read_order(const char *line, struct order *order) {
     uint32_t size = 0, a = 1, b = 1;
@@ -338,9 +345,10 @@ static bool read_order(const char *line, struct order *order) {
     order->mode = STOPPED;
     if (strcmp(line, "stop\n") == 0)
         return true;
-    if (sscanf(line, "run %" SCNu32 " %" SCNu32 " %" SCNu32, &size, &a, &b) == 3)
+    order->pair = ALL_PAIRS;
+    if (sscanf(line, "run " FLOWS_FORMAT, &size, &a, &b, &order->pair) >= 3)
         order->mode = RUN;
-    else if (sscanf(line, "learn %" SCNu32 " %" SCNu32 " %" SCNu32, &size, &a, &b) == 3)
+    else if (sscanf(line, "learn " FLOWS_FORMAT, &size, &a, &b, &order->pair) >= 3)
         order->mode = LEARN;
     else if (sscanf(line, "stream %" SCNu32, &size) == 1)
         order->mode = STREAM;
@@ -353,7 +361,7 @@ static bool read_order(const char *line, struct order *order) {
 }
 
 static void command(const char *line) {
-    struct order order = {STOPPED, 0, {0, 0}};
+    struct order order = {STOPPED, 0, {0, 0}, ALL_PAIRS};
 
     if (strcmp(line, "stats\n") == 0) {
         print_stats();
