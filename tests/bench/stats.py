@@ -57,7 +57,7 @@ class Core:
 def others_between(first: Core, last: Core, wall_ns: int) -> float:
     """The share of a core's time that others took in `wall_ns`."""
     used = (last.own_ns - first.own_ns) + (last.idle_ns - first.idle_ns)
-    return max(0.0, 1 - used / wall_ns)
+    return min(1.0, max(0.0, 1 - used / wall_ns))  # proc(5): the idle times may go back
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +188,15 @@ def figure(
 
 def ratio(theirs: Sequence[Figure], ours: Sequence[Figure], *, scale: float = 1.0, note: str = "") -> Ratio:
     """How many times less a packet costs us, round by round: theirs[i] / ours[i], times `scale`."""
-    spread = Spread.of([scale * t.cost / o.cost for t, o in zip(theirs, ours, strict=True)])
-    return Ratio(spread, worst((*theirs, *ours)), note)
+    pairs = [_alike(t, o) for t, o in zip(theirs, ours, strict=True)]
+    return Ratio(Spread.of([scale * t / o for t, o in pairs]), worst((*theirs, *ours)), note)
+
+
+def _alike(a: Figure, b: Figure) -> tuple[float, float]:
+    """What a packet costs in two measurements, counted in the same way where that can be."""
+    if a.own_cycles is None or b.own_cycles is None or (a.switch_limited and b.switch_limited):
+        return a.cost, b.cost
+    return a.own_cycles, b.own_cycles
 
 
 def worst(figures: Iterable[Figure]) -> float:
