@@ -19,7 +19,8 @@
  *                   one frame of each of these flows, in order, no faster than
  *                   they come back; then nothing more
  *   stream SIZE     one TCP stream from the first port of each pair to the
- *                   second; frames above 1514 bytes are to be segmented later
+ *                   second, with STREAM_WINDOW bytes on their way; frames above
+ *                   1514 bytes are to be segmented later
  *   stop            send nothing more; what arrives is thrown away
  *   stats           counters since the start
  *   ramp            frames of the first worker lcore by the end of each RAMP_US of
@@ -58,6 +59,8 @@
 #define FLOWS_MAX (1u << 24) /* each way */
 #define WINDOW 256u          /* frames of a way that `learn` leaves with the switch */
 #define STALL_MS 3000u       /* without a frame for so long, they are lost */
+#define STREAM_WINDOW (256u << 10)
+#define STREAM_STALL_MS 10u
 #define RAMP_BINS 128u
 #define RAMP_US 250u
 #define ALL_PAIRS UINT32_MAX
@@ -80,9 +83,11 @@ struct way {
     uint32_t here, there; /* stations on the sender's side and the receiver's */
     uint32_t random;
     struct template template;
-    /* learn: flows sent; frames not back yet; when the last one came */
-    uint32_t learned, away;
-    uint64_t heard;
+    uint32_t learned; /* learn: flows sent */
+    /* learn and stream: frames that may be away, and are; when one came back last, and how long
+     * that may take */
+    uint32_t window, away;
+    uint64_t heard, stall;
     /* The worker writes these, `stats` reads them. */
     uint64_t sent, received, stray, lost;
     uint64_t left;              /* learn: flows not known to be learned yet */
@@ -141,7 +146,9 @@ static void begin(struct way *way, const struct order *order) {
     way->here = order->stations[!first];
     way->there = order->stations[first];
     way->learned = way->away = 0;
+    way->window = order->mode == LEARN ? WINDOW : STREAM_WINDOW / RTE_MAX(order->size, 1u);
     way->heard = rte_rdtsc();
+    way->stall = rte_get_tsc_hz() / 1000 * (order->mode == LEARN ? STALL_MS : STREAM_STALL_MS);
     way->left = order->mode == LEARN && way->sends ? way->here * way->there : 0;
     if (order->mode != STOPPED)
         template_make(&way->template, (uint8_t)way->tx, (uint8_t)way->rx, order->size,
@@ -152,9 +159,14 @@ static void begin(struct way *way, const struct order *order) {
  * many came. */
 static unsigned int receive(struct way *way, const struct order *order) {
     struct rte_mbuf *burst[BURST];
-    uint16_t n = rte_eth_rx_burst(way->rx, 0, burst, BURST);
+    uint16_t got, n = 0;
     unsigned int ours = 0;
 
+    /* virtio's burst is one of buffers: of frames that need many there are few in each */
+    do {
+        got = rte_eth_rx_burst(way->rx, 0, &burst[n], (uint16_t)(BURST - n));
+        n += got;
+    } while (order->size > FRAME_MAX && got > 0 && n < BURST);
     for (uint16_t i = 0; i < n; i++) {
         struct rte_mbuf *m = burst[i];
         bool good = m->pkt_len == order->size && template_owns(&way->template, m);
@@ -192,8 +204,10 @@ static void transmit(struct way *way, const struct order *order) {
     struct rte_mbuf **burst = &way->spare[way->n_spare - n];
     uint16_t sent;
 
+    if (order->mode != RUN)
+        n = RTE_MIN(n, way->window - way->away);
     if (order->mode == LEARN)
-        n = RTE_MIN(n, RTE_MIN(WINDOW - way->away, way->here * way->there - way->learned));
+        n = RTE_MIN(n, way->here * way->there - way->learned);
     for (unsigned int i = 0; i < n; i++) {
         uint32_t flow = way->learned + i;
 
@@ -217,21 +231,21 @@ static void transmit(struct way *way, const struct order *order) {
     count(&way->turns_full, sent < n);
 }
 
-/* Books what came back of a learning way; frames that nothing has been heard of for long are lost.
- */
-static void learn_step(struct way *way, unsigned int came) {
+/* Books what came back; when nothing has been heard for long, the frames on their way are lost. */
+static void window_step(struct way *way, unsigned int came, bool learn) {
     uint64_t now = rte_rdtsc();
 
     way->away -= RTE_MIN(came, way->away);
     if (came > 0) {
         way->heard = now;
-    } else if (now - way->heard > rte_get_tsc_hz() / 1000 * STALL_MS) {
+    } else if (now - way->heard > way->stall) {
         count(&way->lost, way->away);
         way->away = 0;
         way->heard = now;
     }
-    __atomic_store_n(&way->left, way->here * way->there - way->learned + way->away,
-                     __ATOMIC_RELAXED);
+    if (learn)
+        __atomic_store_n(&way->left, way->here * way->there - way->learned + way->away,
+                         __ATOMIC_RELAXED);
 }
 
 static void ramp_step(struct server *s, uint64_t start) {
@@ -257,8 +271,8 @@ static unsigned int turn(const struct server *s, const struct order *order) {
         came += n;
         if (!way->sends)
             continue;
-        if (order->mode == LEARN)
-            learn_step(way, n);
+        if (order->mode != RUN)
+            window_step(way, n, order->mode == LEARN);
         top_up(way, order->size);
         transmit(way, order);
     }
