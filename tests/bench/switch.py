@@ -48,11 +48,11 @@ WANTED_SECONDS = {"ffswitch --help": 0.150, "ffswitch add-port": 0.050}
 
 
 def choose(names: Sequence[str]) -> list[Group]:
-    """The groups of these names or with ratios of these names; all when there is none. Raises BenchError."""
+    """The groups of these names or with ratios of these names; all when there is none. Raises click.UsageError."""
     known = {name for group in GROUPS for name in (group.name, *group.ratios)}
     for name in names:
         if name not in known:
-            raise BenchError(f"--only {name}: there is no such measurement: there are {', '.join(sorted(known))}")
+            raise click.UsageError(f"--only {name}: there is no such measurement: there are {', '.join(sorted(known))}")
     return [group for group in GROUPS if not names or not {group.name, *group.ratios}.isdisjoint(names)]
 
 
@@ -121,21 +121,26 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 @click.option("--seconds", type=click.FloatRange(min=0.25), default=1.0, show_default=True, help="Of each measurement.")
 @click.option("--only", multiple=True, metavar="NAME", help="A ratio or a group of them; may be given again.")
 @click.option("--no-huge", is_flag=True, help="Leave the machine's huge pages alone, and use 4 KB pages.")
-def main(rounds: int, seconds: float, only: tuple[str, ...], no_huge: bool) -> None:
+def command(rounds: int, seconds: float, only: tuple[str, ...], no_huge: bool) -> None:
     """Measure ffswitch against OVS-DPDK, testpmd and itself on this machine."""
-    try:
-        groups = choose(only)
-    except BenchError as error:
-        click.echo(f"bench-switch: {error}", err=True)
-        sys.exit(2)
+    groups = choose(only)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
+    bench(groups, rounds, seconds, not no_huge)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Does `command`; what went wrong is one line. Returns the exit code."""
     try:
-        bench(groups, rounds, seconds, not no_huge)
+        command.main(args, prog_name="bench-switch", standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"bench-switch: {error.format_message()}", err=True)
+        return 2
     except BenchError as error:
         click.echo(f"bench-switch: {error}", err=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
