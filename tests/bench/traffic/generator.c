@@ -58,7 +58,7 @@
 #define STATIONS_MAX 65536u  /* 16 bits of the address */
 #define FLOWS_MAX (1u << 24) /* each way */
 #define WINDOW 256u          /* frames of a way that `learn` leaves with the switch */
-#define STALL_MS 3000u       /* without a frame for so long, they are lost */
+#define STALL_MS 10000u      /* without a frame for so long, they are lost */
 #define STREAM_WINDOW (256u << 10)
 #define STREAM_STALL_MS 10u
 #define RAMP_BINS 128u
@@ -104,7 +104,8 @@ struct server {
     unsigned int first, end;
     uint32_t doing; /* number of the order that it has taken over */
     uint32_t n_ramp;
-    uint64_t ramp[RAMP_BINS]; /* frames received */
+    uint64_t start, before;   /* when the order was taken over; frames received until then */
+    uint64_t ramp[RAMP_BINS]; /* frames received since */
 } __rte_cache_aligned;
 
 static struct server servers[PORTS_MAX / 2];
@@ -248,15 +249,22 @@ static void window_step(struct way *way, unsigned int came, bool learn) {
                          __ATOMIC_RELAXED);
 }
 
-static void ramp_step(struct server *s, uint64_t start) {
-    uint64_t now = rte_rdtsc(), bin = rte_get_tsc_hz() / 1000000 * RAMP_US, all = 0;
+static uint64_t received_by(const struct server *s) {
+    uint64_t all = 0;
 
-    if (now - start < bin * (s->n_ramp + 1))
-        return;
     for (unsigned int i = s->first; i < s->end; i++)
         all += ways[i].received;
+    return all;
+}
+
+static void ramp_step(struct server *s) {
+    uint64_t now = rte_rdtsc(), bin = rte_get_tsc_hz() / 1000000 * RAMP_US, all;
+
+    if (now - s->start < bin * (s->n_ramp + 1))
+        return;
+    all = received_by(s) - s->before;
     /* this thread may have been away for longer than a bin */
-    while (s->n_ramp < RAMP_BINS && now - start >= bin * (s->n_ramp + 1))
+    while (s->n_ramp < RAMP_BINS && now - s->start >= bin * (s->n_ramp + 1))
         s->ramp[s->n_ramp++] = all;
 }
 
@@ -282,7 +290,6 @@ static unsigned int turn(const struct server *s, const struct order *order) {
 static int work(void *arg) {
     struct server *s = arg;
     struct order order = {STOPPED, 0, {0, 0}, ALL_PAIRS};
-    uint64_t start = 0;
 
     s->n_ramp = RAMP_BINS;
     while (!__atomic_load_n(&quit, __ATOMIC_RELAXED)) {
@@ -293,13 +300,14 @@ static int work(void *arg) {
             for (unsigned int i = s->first; i < s->end; i++)
                 begin(&ways[i], &order);
             s->n_ramp = order.mode == STOPPED ? RAMP_BINS : 0;
-            start = rte_rdtsc();
+            s->before = received_by(s);
+            s->start = rte_rdtsc();
             __atomic_store_n(&s->doing, number, __ATOMIC_RELEASE);
         }
         if (turn(s, &order) == 0 && order.mode == LEARN)
             rte_delay_us_sleep(20); /* the slow path may need this core */
         if (unlikely(s->n_ramp < RAMP_BINS))
-            ramp_step(s, start);
+            ramp_step(s);
     }
     return 0;
 }
