@@ -1,160 +1,163 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypothesis strategies for the controller's objects: few names, so that they meet, and every form of each field."""
+"""The controller's objects at random: few names, so that they meet, and every form of each field.
+
+Each is made from one seed, and hypothesis draws the seeds: drawing every field costs a hundred times as much.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv6Address
+from random import Random
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
 from controller import model as m
 from controller.scalars import AddressRange, PortRange
 
-HOSTS = ["h1", "h2", "h3"]
-NETWORKS = ["blue", "red"]
-DOMAINS = ["app", "db"]
-ENDPOINTS = ["web0", "web1", "db0", "db1", "x.y-z_1"]
-LABELS = st.dictionaries(st.sampled_from(["tier", "env"]), st.sampled_from(["a", "b", ""])).map(
-    lambda given: tuple(sorted(given.items()))
-)
+T = TypeVar("T")
 
-
-def addresses() -> st.SearchStrategy[IPv4Address | IPv6Address]:
-    return st.sampled_from(
-        [ipaddress.ip_address(a) for a in ("10.0.0.1", "10.0.0.2", "192.0.2.9", "fd00::1", "fd00::2", "fe80::1")]
-    )
-
-
-def uplinks() -> st.SearchStrategy[m.Uplink]:
-    return st.builds(
-        m.Uplink,
-        name=st.sampled_from(["up0", "up1"]),
-        ips=st.lists(addresses(), max_size=2, unique=True).map(tuple),
-        mtu=st.sampled_from([68, 1280, 1350, 1500, 9000]),
-        speed=st.sampled_from([0, 10_000, 100_000]),
-    )
-
-
+HOSTS = ("h1", "h2", "h3")
+NETWORKS = ("blue", "red")
+DOMAINS = ("app", "db")
+ENDPOINTS = ("web0", "web1", "db0", "db1", "x.y-z_1")
+POLICIES = ("p1", "p2", "p3", "p4")
+ADDRESSES = [ipaddress.ip_address(a) for a in ("10.0.0.1", "10.0.0.2", "192.0.2.9", "fd00::1", "fd00::2", "fe80::1")]
 GIDS = ["::ffff:10.0.0.1", "::ffff:10.0.0.2", "fd00::1", "fd00::2", "fe80::1", "fe80::2", "::"]
+PORT_ENDS = (0, 1, 79, 80, 81, 443, 8080, 65535)
 
 
-@st.composite
-def rdma_ports(draw: st.DrawFn) -> m.RdmaPort:
-    layer = draw(st.sampled_from(m.LinkLayer))
-    infiniband = layer is m.LinkLayer.INFINIBAND
+def seeded(make: Callable[[Random], T]) -> st.SearchStrategy[T]:
+    """What `make` returns for any seed."""
+    return st.integers(0, 2**32 - 1).map(lambda seed: make(Random(seed)))
+
+
+def some(rng: Random, items: Sequence[T], most: int) -> list[T]:
+    """Up to `most` of the items, each once."""
+    return rng.sample(list(items), rng.randint(0, min(most, len(items))))
+
+
+def unique(rng: Random, make: Callable[[Random], T], most: int) -> tuple[T, ...]:
+    """Up to `most` different things."""
+    return tuple(dict.fromkeys(make(rng) for _ in range(rng.randint(0, most))))
+
+
+def labels(rng: Random) -> tuple[tuple[str, str], ...]:
+    return tuple((key, rng.choice(["a", "b", ""])) for key in ("env", "tier") if rng.random() < 0.4)
+
+
+def uplink(rng: Random) -> m.Uplink:
+    return m.Uplink(
+        name=rng.choice(["up0", "up1"]),
+        ips=tuple(some(rng, ADDRESSES, 2)),
+        mtu=rng.choice([68, 1280, 1350, 1500, 9000]),
+        speed=rng.choice([0, 10_000, 100_000]),
+    )
+
+
+def rdma_port(rng: Random) -> m.RdmaPort:
+    infiniband = rng.random() < 0.3
     return m.RdmaPort(
-        device=draw(st.sampled_from(["mlx5_0", "rxe0"])),
-        port=draw(st.integers(1, 2)),
-        gid=IPv6Address(draw(st.sampled_from(GIDS))),
-        link_layer=layer,
-        gid_type=m.GidType.IB_ROCE_V1 if infiniband else draw(st.sampled_from(m.GidType)),
-        state=draw(st.sampled_from(m.RdmaState)),
-        mtu=draw(st.sampled_from([256, 1024, 4096])),
+        device=rng.choice(["mlx5_0", "rxe0"]),
+        port=rng.randint(1, 2),
+        gid=IPv6Address(rng.choice(GIDS)),
+        link_layer=m.LinkLayer.INFINIBAND if infiniband else m.LinkLayer.ETHERNET,
+        gid_type=m.GidType.IB_ROCE_V1 if infiniband or rng.random() < 0.2 else m.GidType.ROCE_V2,
+        state=rng.choice([m.RdmaState.ACTIVE, m.RdmaState.ACTIVE, m.RdmaState.DOWN]),
+        mtu=rng.choice([256, 1024, 4096]),
     )
 
 
-def capabilities() -> st.SearchStrategy[m.Capabilities]:
-    return st.builds(
-        m.Capabilities,
-        cores=st.integers(0, 64),
-        memory=st.integers(0, 2**40),
-        uplinks=st.lists(uplinks(), max_size=2, unique=True).map(tuple),
-        rdma=st.lists(rdma_ports(), max_size=2, unique=True).map(tuple),
-        pmds=st.frozensets(st.sampled_from(["net_af_xdp", "net_tap"])),
-        features=st.frozensets(st.sampled_from(m.Feature)),
+def host(rng: Random) -> m.Host:
+    capabilities = m.Capabilities(
+        cores=rng.randint(0, 64),
+        memory=rng.randint(0, 2**40),
+        uplinks=unique(rng, uplink, 2),
+        rdma=unique(rng, rdma_port, 2),
+        pmds=frozenset(some(rng, ["net_af_xdp", "net_tap"], 2)),
+        features=frozenset(some(rng, list(m.Feature), 2)),
+    )
+    state = rng.choice([m.HostState.UP, m.HostState.UP, m.HostState.LOST])
+    return m.Host(rng.choice(HOSTS), capabilities, state, rng.choice([0.0, 1.5, 1e9]), rng.randint(0, 3))
+
+
+def network(rng: Random) -> m.Network:
+    name = rng.choice(NETWORKS)
+    number = NETWORKS.index(name) + 1
+    v4, v6 = ipaddress.ip_network(f"10.{number}.0.0/16"), ipaddress.ip_network(f"fd00:{number}::/64")
+    shape = rng.randint(0, 3)
+    return m.Network(
+        name=name,
+        vni=100 + number,
+        subnets=((), (v4,), (v6,), (v4, v6))[shape],
+        gateways=((), (v4[1],), (), (v4[1], v6[1]))[shape],
+        excluded=((), (AddressRange(v4[4], v4[9]),), (AddressRange(v6[7], v6[7]),), ())[shape],
+        mtu=rng.choice([1280, 1500, 9000]),
     )
 
 
-def hosts(names: list[str] = HOSTS) -> st.SearchStrategy[m.Host]:
-    return st.builds(
-        m.Host,
-        name=st.sampled_from(names),
-        capabilities=capabilities(),
-        state=st.sampled_from(m.HostState),
-        since=st.sampled_from([0.0, 1.5, 1e9]),
-        epoch=st.integers(0, 3),
+def domain(rng: Random) -> m.TrustDomain:
+    return m.TrustDomain(rng.choice(DOMAINS), rng.choice(list(m.TrustMode)))
+
+
+def endpoint(rng: Random) -> m.Endpoint:
+    return m.Endpoint(
+        name=rng.choice(ENDPOINTS),
+        network=rng.choice(["blue", "blue", "blue", "red"]),
+        mac=rng.choice(["", "02:00:00:00:00:01"]),
+        ips=tuple(some(rng, ADDRESSES, 2)),
+        trust_domain=rng.choice(["", "app", "app", "app", "db", "gone"]),
+        host=rng.choice(["", "h1", "h1", "h2", "h2", "h3"]),
+        port=rng.choice(["", "p1"]),
+        port_type=rng.choice(list(m.PortType)),
+        labels=labels(rng),
+        generation=rng.randint(0, 3),
     )
 
 
-def networks(names: list[str] = NETWORKS) -> st.SearchStrategy[m.Network]:
-    def network(name: str, shape: int, mtu: int) -> m.Network:
-        number = 1 + (["blue", "red"].index(name) if name in NETWORKS else 2)
-        v4, v6 = ipaddress.ip_network(f"10.{number}.0.0/16"), ipaddress.ip_network(f"fd00:{number}::/64")
-        return m.Network(
-            name=name,
-            vni=100 + number,
-            subnets=((), (v4,), (v6,), (v4, v6))[shape],
-            gateways=((), (v4[1],), (), (v4[1], v6[1]))[shape],
-            excluded=((), (AddressRange(v4[4], v4[9]),), (AddressRange(v6[7], v6[7]),), ())[shape],
-            mtu=mtu,
-        )
+def selector(rng: Random) -> m.Selector:
+    if rng.random() < 0.3:
+        return m.Selector()
 
-    return st.builds(network, st.sampled_from(names), st.integers(0, 3), st.sampled_from([1280, 1500, 9000]))
+    def names(known: Sequence[str]) -> frozenset[str]:
+        return frozenset(some(rng, known, 2)) if rng.random() < 0.5 else frozenset()
+
+    return m.Selector(names(NETWORKS), names(DOMAINS), names(ENDPOINTS), labels(rng) if rng.random() < 0.3 else ())
 
 
-def domains(names: list[str] = DOMAINS) -> st.SearchStrategy[m.TrustDomain]:
-    return st.builds(m.TrustDomain, name=st.sampled_from(names), mode=st.sampled_from(m.TrustMode))
+def port_range(rng: Random) -> PortRange:
+    first, last = sorted(rng.choices(PORT_ENDS, k=2))
+    return PortRange(first, last)
 
 
-def endpoints(names: list[str] = ENDPOINTS) -> st.SearchStrategy[m.Endpoint]:
-    return st.builds(
-        m.Endpoint,
-        name=st.sampled_from(names),
-        network=st.sampled_from([*NETWORKS, "blue", "blue"]),
-        mac=st.sampled_from(["", "02:00:00:00:00:01"]),
-        ips=st.lists(addresses(), max_size=2, unique=True).map(tuple),
-        trust_domain=st.sampled_from(["", *DOMAINS, "app", "gone"]),
-        host=st.sampled_from(["", *HOSTS, "h1", "h2"]),
-        port=st.sampled_from(["", "p1"]),
-        port_type=st.sampled_from(m.PortType),
-        labels=LABELS,
-        generation=st.integers(0, 3),
-    )
+def l4_match(rng: Random) -> m.L4Match:
+    protocol = rng.choice([1, 6, 6, 17, 58, 132, 253])
+    return m.L4Match(protocol, unique(rng, port_range, 2) if protocol in (6, 17, 132) else ())
 
 
-def _some(names: list[str]) -> st.SearchStrategy[frozenset[str]]:
-    return st.just(frozenset[str]()) | st.frozensets(st.sampled_from(names), max_size=2)
-
-
-def selectors() -> st.SearchStrategy[m.Selector]:
-    return st.just(m.Selector()) | st.builds(
-        m.Selector,
-        networks=_some(NETWORKS),
-        trust_domains=_some(DOMAINS),
-        endpoints=_some(ENDPOINTS),
-        labels=st.just(()) | LABELS,
-    )
-
-
-def port_ranges() -> st.SearchStrategy[PortRange]:
-    numbers = st.sampled_from([0, 1, 79, 80, 81, 443, 8080, 65535])
-    return st.tuples(numbers, numbers).map(lambda ends: PortRange(min(ends), max(ends)))
-
-
-@st.composite
-def l4_matches(draw: st.DrawFn) -> m.L4Match:
-    protocol = draw(st.sampled_from([1, 6, 17, 6, 58, 132, 253]))
-    ports = draw(st.lists(port_ranges(), max_size=2, unique=True)) if protocol in (6, 17, 132) else []
-    return m.L4Match(protocol, tuple(ports))
-
-
-@st.composite
-def policies(draw: st.DrawFn, names: list[str] | None = None, action: m.Action | None = None) -> m.Policy:
-    action = action or draw(st.sampled_from(m.Action))
-    l4 = tuple(draw(st.lists(l4_matches(), max_size=2, unique=True)))
-    with_paths = action is m.Action.ALLOW and not l4 and draw(st.booleans())
-    paths = draw(st.frozensets(st.sampled_from(sorted(m.USABLE_PATHS)), min_size=1)) if with_paths else None
+def policy(rng: Random) -> m.Policy:
+    action = rng.choice(list(m.Action))
+    l4 = unique(rng, l4_match, 2)
+    with_paths = action is m.Action.ALLOW and not l4 and rng.random() < 0.5
     return m.Policy(
-        name=draw(st.sampled_from(names or ["p1", "p2", "p3", "p4"])),
+        name=rng.choice(POLICIES),
         action=action,
-        priority=draw(st.sampled_from([0, 100, 100, 200])),
-        source=draw(selectors()),
-        destination=draw(selectors()),
+        priority=rng.choice([0, 100, 100, 200]),
+        source=selector(rng),
+        destination=selector(rng),
         l4=l4,
-        paths=paths,
+        paths=frozenset(some(rng, sorted(m.USABLE_PATHS), 4)) | {m.Path.SWITCHED} if with_paths else None,
     )
 
 
-def objects() -> st.SearchStrategy[m.Object]:
-    return st.one_of(hosts(), networks(), domains(), endpoints(), policies())
+def denial(rng: Random) -> m.Policy:
+    """One more policy, which denies."""
+    return replace(policy(rng), name="more", action=m.Action.DENY, paths=None)
+
+
+def any_object(rng: Random) -> m.Object:
+    makers: list[Callable[[Random], m.Object]] = [host, network, domain, endpoint, policy]
+    return rng.choice(makers)(rng)
