@@ -282,6 +282,9 @@ class Kind(StrEnum):
     POLICY = "Policy"
     ENDPOINT = "Endpoint"
 
+    # Enum's own hash is a Python function, and every index of the controller is keyed by kinds.
+    __hash__ = str.__hash__
+
 
 Object = TrustDomain | Network | Host | Policy | Endpoint
 Key = tuple[Kind, str]

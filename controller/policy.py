@@ -12,7 +12,7 @@ told from what opens without keeping state: what goes back has the opened port a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.model import Action, Endpoint, Path, Policy, Selector
 from controller.scalars import PORT_MAX, PortRange
@@ -45,6 +45,17 @@ def selects(selector: Selector, endpoint: Endpoint) -> bool:
         and (not selector.endpoints or endpoint.name in selector.endpoints)
         and (not selector.labels or all(pair in endpoint.labels for pair in selector.labels))
     )
+
+
+def subjects(policy: Policy) -> tuple[Selector, ...]:
+    """Selectors of the endpoints that `policy` can be about: its ends, each narrowed to the other's networks.
+
+    Both ends of a pair are in one network, so one that names none takes those of the other.
+    """
+    ends = (policy.source, policy.destination)
+    named = [end.networks for end in ends if end.networks]
+    networks = frozenset.intersection(*named) if named else frozenset()
+    return () if named and not networks else tuple(replace(end, networks=networks) for end in ends)
 
 
 def _specificity(policy: Policy) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import cast
 
 from controller.decide import World
 from controller.model import Endpoint, Host, Key, Kind, Network, Object, Policy, Selector, TrustDomain, key_of
-from controller.policy import PolicyTable, selects
+from controller.policy import PolicyTable, selects, subjects
 from controller.relation import Buckets, Relation, asked_by, facts_of
 
 
@@ -55,7 +55,7 @@ class ClusterView:
         self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in Kind}
         self._networks = Relation()  # counted by local endpoints
         self._domains = Relation()  # likewise
-        self._policies = Relation()  # likewise: those that the policy's `from` or `to` selects
+        self._policies = Relation()  # likewise: those that the policy can be about
         self._endpoints = Buckets[str]()
         self._selectors = Buckets[str]()
         self._table: PolicyTable | None = None
@@ -186,16 +186,16 @@ class ClusterView:
                 continue
             keys = [(Kind.NETWORK, endpoint.network), (Kind.TRUST_DOMAIN, endpoint.trust_domain)]
             keys += [(Kind.POLICY, name) for name in self._policies_about(endpoint)]
-            # The first of a network's endpoints on a host brings all the others along, the last takes them away.
+            # The first of a network's endpoints on a host brings all the others and their hosts along, and brings its
+            # own host to them; the last takes all that away.
             if self._networks.count(endpoint.network, endpoint.host) == (1 if endpoint is old else 0):
                 members = self._endpoints.under(("network", endpoint.network))
                 keys += [(Kind.ENDPOINT, name) for name in members]
+                peers = self._networks.hosts(endpoint.network) | own
+                keys += [(Kind.HOST, peer) for peer in peers]
+                found.update((peer, (Kind.HOST, endpoint.host)) for peer in peers)
             found.update((endpoint.host, key) for key in keys)
-        for host in concerned:
-            found.add((host, (Kind.ENDPOINT, versions[0].name)))
-            for mine in own:
-                found.add((host, (Kind.HOST, mine)))
-                found.add((mine, (Kind.HOST, host)))
+        found.update((host, (Kind.ENDPOINT, versions[0].name)) for host in concerned)
         return found
 
     # ---- the indexes ----
@@ -232,17 +232,16 @@ class ClusterView:
         for policy, change in ((old, self._selectors.drop), (new, self._selectors.add)):
             if policy is not None:
                 # Both ends may ask for the same fact, and a fact is dropped once.
-                change({fact for side in (policy.source, policy.destination) for fact in asked_by(side)}, name)
+                change({fact for end in subjects(policy) for fact in asked_by(end)}, name)
         for endpoint in self._subjects(new) if new is not None else ():
             if endpoint.host:
                 self._policies.add(name, endpoint.host)
 
     def _subjects(self, policy: Policy) -> list[Endpoint]:
         """The endpoints that a policy is about, at either end."""
-        ends = (policy.source, policy.destination)
-        return list({e.name: e for selector in ends for e in self.selected_by(selector)}.values())
+        return list({e.name: e for end in subjects(policy) for e in self.selected_by(end)}.values())
 
     def _policies_about(self, endpoint: Endpoint) -> list[str]:
         known = cast(dict[str, Policy], self._objects[Kind.POLICY])
         names = {name for fact in facts_of(endpoint) for name in self._selectors.under(fact)}
-        return [n for n in names if selects(known[n].source, endpoint) or selects(known[n].destination, endpoint)]
+        return [name for name in names if any(selects(end, endpoint) for end in subjects(known[name]))]

@@ -36,7 +36,12 @@ def concerns(item: m.Object, host: str, objects: dict[m.Key, m.Object]) -> bool:
         case m.Host():
             return item.name == host or any(e.host == item.name and e.network in networks for e in placed)
         case m.Policy():
-            return any(selects(item.source, e) or selects(item.destination, e) for e in local)
+            ends = ((item.source, item.destination), (item.destination, item.source))
+            return any(
+                selects(one, e) and (not other.networks or e.network in other.networks)
+                for e in local
+                for one, other in ends
+            )
 
 
 @settings(max_examples=200)
