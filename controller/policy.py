@@ -183,3 +183,25 @@ def allowed(rules: Rules, protocol: int, port: int | None) -> bool:
 def may_use(policy: Policy | None, path: Path) -> bool:
     """Whether a policy found by `PolicyTable.paths` leaves `path`."""
     return policy is None or policy.paths is None or path in policy.paths
+
+
+def narrowed_by(before: Rules, after: Rules) -> tuple[str, ...]:
+    """The policies that deny in `after` something that `before` allowed."""
+    both = before + after
+    # Verdicts change at the ends of ranges only; any protocol that no rule names stands for all of those.
+    named = {rule.protocol for rule in both if rule.protocol is not None}
+    unnamed = next((number for number in range(_PROTOCOL_COUNT) if number not in named), None)
+    ranges = [rule.ports for rule in both if rule.ports is not None]
+    ports = {0, *(r.first for r in ranges), *(r.last + 1 for r in ranges if r.last < PORT_MAX)}
+    found = set()
+    for protocol in named if unnamed is None else named | {unnamed}:
+        for port in ports:
+            rule = _rule_at(after, protocol, port)
+            if rule.action is Action.DENY and _rule_at(before, protocol, port).action is Action.ALLOW:
+                found.add(rule.policy)
+    return tuple(sorted(found))
+
+
+def _rule_at(rules: Rules, protocol: int, port: int) -> L4Rule:
+    fitting = of_protocol(rules, protocol)
+    return next(rule for rule in fitting if rule.ports is None or rule.ports.first <= port <= rule.ports.last)
