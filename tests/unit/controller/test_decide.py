@@ -56,7 +56,7 @@ def world(objects: list[m.Object]) -> World:
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES)
 def test_shared_memory_only_within_a_trust_domain_and_a_host(
     drawn: Case,
@@ -72,7 +72,7 @@ def test_shared_memory_only_within_a_trust_domain_and_a_host(
         assert not found.permits(6, 80, 80)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES)
 def test_every_answer_is_whole(drawn: Case) -> None:
     one, other, objects = drawn
@@ -94,7 +94,7 @@ def test_every_answer_is_whole(drawn: Case) -> None:
     assert (found.mode is not None) == (not m.SHARED_MEMORY.isdisjoint(found.usable))
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES, st.integers(0, 2**32))
 def test_replicas_agree(drawn: Case, seed: int) -> None:
     one, other, objects = drawn
@@ -103,7 +103,7 @@ def test_replicas_agree(drawn: Case, seed: int) -> None:
     assert decide(one, other, world(shuffled)) == decide(one, other, world(objects))
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES)
 def test_both_ends_see_the_same_path(drawn: Case) -> None:
     one, other, objects = drawn
@@ -137,7 +137,7 @@ def more_capable(rng: Random, objects: list[m.Object]) -> list[m.Object]:
     return [replace(host, capabilities=caps) if n == number else o for n, o in enumerate(objects)]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES, st.integers(0, 2**32))
 def test_more_capabilities_are_never_worse(drawn: Case, seed: int) -> None:
     one, other, objects = drawn
@@ -149,7 +149,7 @@ def test_more_capabilities_are_never_worse(drawn: Case, seed: int) -> None:
         assert after.mtu >= before.mtu
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES, worlds.seeded(worlds.denial))
 def test_one_more_denial_is_never_better(drawn: Case, denial: m.Policy) -> None:
     one, other, objects = drawn
@@ -161,7 +161,7 @@ def test_one_more_denial_is_never_better(drawn: Case, denial: m.Policy) -> None:
             assert before.permits(protocol, back, port) or not after.permits(protocol, back, port)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(CASES)
 def test_rules_say_what_the_first_policy_that_matches_says(drawn: Case) -> None:
     one, other, objects = drawn
