@@ -36,7 +36,7 @@ class Responder:
 
     def answer(self, upcall: Upcall, verdict: Verdict, now: float) -> Answer | None:
         """The switch's own answer to a packet; None: the verdict on it stands."""
-        if verdict.asks and not verdict.drop:
+        if verdict.asks and verdict.drop is not Drop.MOVE_HOLD:
             return self._resolve(upcall, verdict)
         for action in verdict.actions:
             if action.type is ActionType.CHECK_LEN and upcall.frame_len > action.arg:
@@ -52,7 +52,7 @@ class Responder:
         arp = upcall.key.eth_type == EthType.ARP
         target = answers.arp_target(frame) if arp else answers.solicited(frame)
         owner = overlay.owner(port.network, target) if target is not None else None
-        if owner is None or owner.mac == upcall.key.eth_src:
+        if owner is None or owner.mac == upcall.key.eth_src or owner.port == port.id:
             return None
         if port.tunnel and owner.port is None:
             return None  # who asks, and is asked, are on other hosts
@@ -71,7 +71,7 @@ class Responder:
         to = self._to(upcall)
         told = answers.too_big(upcall.frame, to.mtu) if to is not None else None
         src = verdict.depends.src
-        if told is None or src is None or now - self._told.get(src, now - _TOLD_EACH) < _TOLD_EACH:
+        if told is None or src is None or now - self._told.get(src, float("-inf")) < _TOLD_EACH:
             return Answer(actions, ())
         self._told[src] = now
         self._told.move_to_end(src)
