@@ -26,7 +26,7 @@ CONSOLE_LINES = 60  # what an error shows of the console
 # What Linux says when a driver or a device has gone wrong, also where it carries on.
 T = TypeVar("T")
 
-TROUBLE = re.compile(r"BUG:|WARNING:|Oops|Kernel panic|is not a head|out of range|NETDEV WATCHDOG")
+TROUBLE = re.compile(r"BUG:|WARNING:|Oops|Kernel panic|id \d+ (is not a head|out of range)|NETDEV WATCHDOG")
 PANIC_TOLD = re.compile(r"end Kernel panic")  # after the trace
 NO_OFFLOADS = ("csum", "guest_csum", "gso", *(f"{end}_{kind}" for end in ("guest", "host") for kind in
                ("tso4", "tso6", "ecn", "ufo")))  # fmt: skip
