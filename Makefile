@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | asan | lint | format | bench-switch | clean
+# make demo | build | test | test-long | asan | lint | format | bench-switch | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -7,7 +7,7 @@ C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test asan lint format bench-switch clean
+.PHONY: demo build test test-long asan lint format bench-switch clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -15,8 +15,12 @@ demo: build
 
 build: build/module.stamp
 
-test: build lint
-	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
+test: build lint build/guest.stamp
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fastpath tests/system
+
+# What takes minutes: `make test` leaves it out.
+test-long: build build/guest.stamp
+	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -55,6 +59,10 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
+	@touch $@
+
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+	$(PYTHON) -m tests.guest.image
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
