@@ -166,7 +166,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
         return 1;
     if (!chain_read(vq, at, false, &c, id, count))
         return -1;
-    if (!ff_frame_from_chain(f, arena, &c, vq->hdr_len)) {
+    if (!ff_frame_from_chain(vq, f, arena, &c)) {
         ff_vring_fault(vq, FF_FAULT_SHORT);
         return -1;
     }
@@ -199,7 +199,7 @@ unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff
         spot_move(&ahead, 1, vq->size);
     }
     for (i = 0; i < single; i++) {
-        ff_frame_from_buffer(&frames[i], arena, buf[i] + vq->hdr_len, desc[i].len - vq->hdr_len);
+        ff_frame_from_buffer(vq, &frames[i], arena, buf[i], desc[i].len);
         used_put(vq, desc[i].id, 0, 1);
     }
     at = ahead;
@@ -263,7 +263,7 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
         left -= part;
         g->heads++;
     } while (left > 0);
-    ff_put_header(header, vq->hdr_len, (uint16_t)g->heads);
+    ff_put_header(vq, header, (uint16_t)g->heads, f);
     *at = from;
 }
 
@@ -289,7 +289,7 @@ static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames
         spot_move(at, 1, vq->size);
     }
     for (unsigned int i = 0; i < single; i++) {
-        ff_put_header(buf[i], vq->hdr_len, 1);
+        ff_put_header(vq, buf[i], 1, &frames[i]);
         ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
         used_put(vq, desc[i].id, vq->hdr_len + frames[i].len, 1);
         sent->packets++;

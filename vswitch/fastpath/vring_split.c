@@ -136,7 +136,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
         return 1;
     if (!chain_read(vq, head, false, &c))
         return -1;
-    if (!ff_frame_from_chain(f, arena, &c, vq->hdr_len)) {
+    if (!ff_frame_from_chain(vq, f, arena, &c)) {
         ff_vring_fault(vq, FF_FAULT_SHORT);
         return -1;
     }
@@ -169,7 +169,7 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     }
     for (i = 0; i < n; i++) {
         if (likely(buf[i] != NULL))
-            ff_frame_from_buffer(&frames[i], arena, buf[i] + vq->hdr_len, len[i] - vq->hdr_len);
+            ff_frame_from_buffer(vq, &frames[i], arena, buf[i], len[i]);
         else if (rx_chain(vq, arena, head[i], &frames[i]) != 0)
             break;
         used_put(vq, (uint16_t)i, head[i], 0);
@@ -227,7 +227,7 @@ static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, ui
         left -= part;
         g.heads++;
     } while (left > 0);
-    ff_put_header(header, vq->hdr_len, g.heads);
+    ff_put_header(vq, header, g.heads, f);
     return g;
 }
 
@@ -257,7 +257,7 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
         if (likely(i < plain && at == i && buf[i] != NULL)) {
-            ff_put_header(buf[i], vq->hdr_len, 1);
+            ff_put_header(vq, buf[i], 1, &frames[i]);
             ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
             used_put(vq, at++, head[i], vq->hdr_len + frames[i].len);
         } else {

@@ -26,20 +26,21 @@ class Drop(IntEnum):
     MALFORMED_TCP = 8
     MALFORMED_UDP = 9
     MALFORMED_ICMP = 10
-    POLICY = 11
-    VLAN = 12
-    RESERVED_MAC = 13
-    SAME_PORT = 14
-    NO_DEST = 15
-    MOVE_HOLD = 16
-    MAC_QUOTA = 17
-    UPCALL_BUDGET = 18
-    UPCALL_FULL = 19
-    NO_COPY = 20
-    PORT_GONE = 21
-    PORT_DOWN = 22
-    RING_FULL = 23
-    TX_OVERSIZE = 24
+    BAD_OFFLOAD = 11
+    POLICY = 12
+    VLAN = 13
+    RESERVED_MAC = 14
+    SAME_PORT = 15
+    NO_DEST = 16
+    MOVE_HOLD = 17
+    MAC_QUOTA = 18
+    UPCALL_BUDGET = 19
+    UPCALL_FULL = 20
+    NO_COPY = 21
+    PORT_GONE = 22
+    PORT_DOWN = 23
+    RING_FULL = 24
+    TX_OVERSIZE = 25
 
     @property
     def label(self) -> str:
