@@ -12,7 +12,7 @@ static unsigned int parse(struct ff_frame *f, const struct ff_port *port, struct
     int drop;
 
     /* one to be segmented is judged by its segments, once its headers are known */
-    if (unlikely(f->len > port->max_frame) && !(f->offload.what & FF_OFF_TSO))
+    if (unlikely(f->len > port->max_frame) && !(f->offload.what & (FF_OFF_TSO | FF_OFF_BAD)))
         return FF_DROP_OVERSIZE;
     drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key, &l4);
 
