@@ -106,7 +106,7 @@ static inline void ff_vring_fault(struct ff_vring *vq, unsigned int fault) {
 /* Interrupts the driver, when it has given a descriptor for that. */
 void ff_vring_call(const struct ff_vring *vq);
 
-/* The buffers of one chain, each checked to be mapped. */
+/* The buffers of one chain, or of several for one frame, each checked to be mapped. */
 struct ff_chain {
     unsigned int n;
     uint32_t len; /* bytes, of all buffers */
