@@ -9,14 +9,16 @@ from __future__ import annotations
 import random
 import struct
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Raw
 
 from tests.fastpath.frames import ETH_LEN, ether, ip
+from tests.fastpath.switch import Attached, Switch
 from tests.frontend import Feature
 
 # virtio 1.1 section 5.1.6
@@ -29,6 +31,10 @@ GUEST = Feature.GUEST_CSUM | Feature.GUEST_TSO4 | Feature.GUEST_TSO6 | Feature.G
 ALL = HOST | GUEST
 
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
+
+
+# A ring with room for the segments of a whole 64 KB frame.
+ROOMY: dict[str, Any] = {"rx_ring": 1024, "tx_ring": 256}
 
 
 class Header(NamedTuple):
@@ -131,3 +137,39 @@ class Stream:
 def noise(length: int, seed: int = 1) -> bytes:
     """Bytes that differ from place to place, so that nothing can be swapped unseen."""
     return random.Random(seed).randbytes(length)
+
+
+STREAMS = st.builds(
+    Stream,
+    payload=st.builds(noise, st.integers(0, 9000), st.integers(0, 99)),
+    v6=st.booleans(),
+    tags=st.sampled_from([(), (1,), (1, 4095)]),
+    options=st.sampled_from([b"", bytes(4), bytes(12), bytes(40)]),
+    flags=st.sampled_from([ACK, ACK | PSH, ACK | FIN | PSH, ACK | CWR, 0xFF]),
+    seq=st.sampled_from([0, 0x7FFF_FFFF, 0xFFFF_F000]),
+    ip_id=st.sampled_from([0, 0xFFFF]),
+)
+
+
+VALID = Header(DATA_VALID)
+NONE = Header()
+
+
+def send(port: Attached, stream: Stream, header: Header) -> None:
+    front = port.peer
+    length = 12 if front.features & (Feature.VERSION_1 | Feature.MRG_RXBUF) else 10
+    front.send([stream.partial()], header=header.pack(length))
+
+
+def receive(switch: Switch, port: Attached) -> list[tuple[Header, bytes]]:
+    """What has come, once all is settled, with the headers."""
+    switch.settle()
+    frames = port.peer.receive()
+    headers = list(port.peer.rx[0].headers)[-len(frames) :] if frames else []
+    return [(Header.unpack(header), frame) for header, frame in zip(headers, frames, strict=True)]
+
+
+def done(port: Attached, frames: list[bytes]) -> list[tuple[Header, bytes]]:
+    """Frames with nothing left to do, as this receiver gets them: it can be told that they are right, or not."""
+    header = VALID if port.peer.features & Feature.GUEST_CSUM else NONE
+    return [(header, frame) for frame in frames]
