@@ -48,11 +48,12 @@ struct ff_frame {
     uint32_t len;      /* of the whole frame */
     uint16_t head_len; /* readable at head */
     uint16_t n_segs;
-    uint16_t steer; /* hash of the flow's addresses, for choosing a transmit queue */
+    uint16_t steer;  /* hash of the flow's addresses, for choosing a transmit queue */
+    uint16_t remote; /* tunnel end, for an output to a vxlan port */
     struct ff_offload offload;
 };
 #define FF_FRAME_MBUF UINT16_MAX
-static_assert(sizeof(struct ff_frame) == 32, "two to a cache line");
+static_assert(sizeof(struct ff_frame) <= 40, "a burst of them stays in the first-level cache");
 
 /* A worker's memory for the heads and pieces of one burst from a vring. */
 struct ff_arena {

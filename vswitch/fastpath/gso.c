@@ -17,18 +17,25 @@
 struct job {
     struct ff_worker *w;
     struct ff_port *port;
+    ff_gso_emit *emit;
     struct ff_gso *out;
 };
 
 /* Sends what is gathered; whether the port took all of it. */
 static bool flush(struct job *j) {
     struct ff_gso *out = j->out;
-    unsigned int n = out->n;
-    bool all = n == 0 || ff_output_send(j->w, j->port, out->frames, n) == n;
+    unsigned int n = out->n, n_done = out->n_done;
+    struct rte_mbuf *done[FF_BURST];
+    struct ff_frame frames[FF_BURST];
+    bool all;
 
-    if (out->n_done > 0)
-        rte_pktmbuf_free_bulk(out->done, out->n_done);
+    /* what is sent through a tunnel may come back here, for another port */
+    memcpy(frames, out->frames, n * sizeof(frames[0]));
+    memcpy(done, out->done, n_done * sizeof(done[0]));
     out->n = out->n_segs = out->n_done = 0;
+    all = n == 0 || j->emit(j->w, j->port, frames, n) == n;
+    if (n_done > 0)
+        rte_pktmbuf_free_bulk(done, n_done);
     return all;
 }
 
@@ -45,6 +52,7 @@ static struct ff_frame *next_frame(struct job *j, const struct ff_frame *f, uint
         .len = headers,
         .head_len = (uint16_t)headers,
         .steer = f->steer,
+        .remote = f->remote,
         .offload = {.what = FF_OFF_VALID},
     };
     return s;
@@ -159,8 +167,8 @@ static void segment(struct job *j, const struct ff_frame *f) {
 }
 
 void ff_gso_send(struct ff_worker *w, struct ff_port *port, const struct ff_frame *frames,
-                 unsigned int n) {
-    struct job j = {.w = w, .port = port, .out = &w->gso};
+                 unsigned int n, ff_gso_emit *emit) {
+    struct job j = {.w = w, .port = port, .emit = emit, .out = &w->gso};
 
     for (unsigned int i = 0; i < n; i++) {
         const struct ff_frame *f = &frames[i];

@@ -127,7 +127,7 @@ static void flush_one(struct ff_worker *w, struct ff_out *out) {
     if (n == 0)
         return;
     if (unlikely(requests & ~port->offloads))
-        ff_gso_send(w, port, out->frames, n);
+        ff_gso_send(w, port, out->frames, n, ff_output_send);
     else
         (void)ff_output_send(w, port, out->frames, n);
 }
@@ -147,6 +147,10 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
 
         if (unlikely(port == NULL)) {
             ff_drop(w, in_port, FF_DROP_PORT_GONE, frame);
+            return;
+        }
+        if (port->ops == &ff_port_vxlan_ops) {
+            ff_vxlan_output(w, port, in_port, frame);
             return;
         }
         if (unlikely(w->n_out == FF_OUT_SLOTS))

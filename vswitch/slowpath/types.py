@@ -34,13 +34,24 @@ class Drop(IntEnum):
     NO_DEST = 16
     MOVE_HOLD = 17
     MAC_QUOTA = 18
-    UPCALL_BUDGET = 19
-    UPCALL_FULL = 20
-    NO_COPY = 21
-    PORT_GONE = 22
-    PORT_DOWN = 23
-    RING_FULL = 24
-    TX_OVERSIZE = 25
+    SPOOFED = 19
+    DENIED = 20
+    ANSWERED = 21
+    NO_ENDPOINT = 22
+    NOT_TUNNEL = 23
+    TUNNEL_MTU = 24
+    TUNNEL_MALFORMED = 25
+    TUNNEL_VNI = 26
+    TUNNEL_PEER = 27
+    TUNNEL_ECN = 28
+    UPCALL_BUDGET = 29
+    UPCALL_FULL = 30
+    NO_COPY = 31
+    PORT_GONE = 32
+    PORT_DOWN = 33
+    RING_FULL = 34
+    TX_OVERSIZE = 35
+    TUNNEL_DOWN = 36
 
     @property
     def label(self) -> str:
@@ -98,6 +109,8 @@ class ActionType(IntEnum):
     VLAN_POP = 4
     DROP = 5
     UPCALL = 6
+    SET_TUNNEL = 7
+    CHECK_LEN = 8
 
 
 class Action(NamedTuple):
@@ -111,6 +124,7 @@ class Action(NamedTuple):
 class PortType(StrEnum):
     VHOST_USER = "vhost-user"
     PMD = "pmd"
+    VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
 
 
 class PortState(IntEnum):
@@ -137,6 +151,7 @@ class PortConfig:
     socket: str = ""  # vhost-user: path of the socket
     role: str = "client"  # vhost-user: the switch's role, "client" or "server"
     devargs: str = ""  # pmd
+    vni: int = 0  # vxlan
     mac: str = ""  # the MAC that the container is told to use; "" = none told
     ips: tuple[str, ...] = ()
     network: str = "default"
@@ -186,6 +201,33 @@ class Upcall:
     frame_len: int
 
 
+# ---- tunnels -----------------------------------------------------------------
+
+VXLAN_PORT = 4789  # RFC 7348 section 8.1
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """This host's tunnel ends behind a port; packed addresses, b"" for none."""
+
+    ip4: bytes = b""
+    ip6: bytes = b""
+    udp_port: int = VXLAN_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A tunnel end on another host and the way to it; packed addresses of one family."""
+
+    uplink: int  # port id
+    local_ip: bytes
+    remote_ip: bytes
+    local_mac: bytes
+    next_hop_mac: bytes = b""  # b"": not known yet
+    udp_port: int = VXLAN_PORT
+    checksum: bool = False  # fill in the outer UDP checksum (RFC 6936)
+
+
 # ---- commands: what the core wants done, in this order --------------------
 
 
@@ -211,13 +253,22 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFrame:
+    """A frame of the switch's own, to a port; to a vxlan port, `remote` is the tunnel end."""
+
+    port: int
+    frame: bytes
+    remote: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something a person should read in the log: a move, a quota reached."""
 
     text: str
 
 
-Command = AddFlow | DelFlow | Finish | Notice
+Command = AddFlow | DelFlow | Finish | SendFrame | Notice
 
 
 # ---- views, for the command line ------------------------------------------
@@ -240,6 +291,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
+    network: str
     vlan: int
     mac: bytes
     port: int
