@@ -30,7 +30,7 @@
 #define FF_HEAD_COPY 128u /* bytes of a frame that become its private head */
 #define FF_SPARE_HEADS 64u
 #define FF_ARENA_SEGS 2048u
-#define FF_CHAIN_MAX 1024u  /* buffers in a chain: a 64 KB frame needs 17 pages at most */
+#define FF_CHAIN_MAX 1024u  /* buffers for a frame: 64 KB are 33 of 2 KB */
 #define FF_GSO_HEADERS 256u /* bytes, of a frame that is to be segmented or completed */
 
 /* A piece of a frame in a sender's memory, checked to be mapped. */
@@ -119,8 +119,7 @@ struct ff_reader {
     unsigned int next; /* piece */
 };
 void ff_reader_start(struct ff_reader *r, const struct ff_frame *f);
-/* The next bytes that lie together, at least one and at most `max`. The frame must have that many
- * more. */
+/* The next bytes that lie together, 1 .. max of them; the frame must have max more. */
 struct ff_seg ff_reader_take(struct ff_reader *r, uint32_t max);
 void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len);
 static inline void ff_reader_skip(struct ff_reader *r, uint32_t len) {

@@ -11,8 +11,7 @@
 #define UDP_HLEN 8u
 #define TCP_OFFSET_AT 12u
 
-/* A segment carries at least this much, as Linux's TCP_MIN_SND_MSS: a short frame must not become
- * thousands. */
+/* As Linux's TCP_MIN_SND_MSS: a short frame must not become thousands. */
 #define GSO_SIZE_MIN 48u
 /* Section 5.1.6.3: no frame of segmentation offload is longer, tags apart. */
 #define GSO_FRAME_MAX (65550u + 2 * FF_VLAN_HLEN)

@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FF_OFF_CSUM                                                                                \
-    0x01u /* the TCP or UDP checksum is to be completed: it holds the pseudo-header's sum */
+#define FF_OFF_CSUM 0x01u  /* a TCP or UDP checksum, of which only the pseudo-header is summed up  \
+                            */
 #define FF_OFF_TSO4 0x02u  /* TCP over IPv4, to be cut into segments of gso_size */
 #define FF_OFF_TSO6 0x04u  /* and over IPv6 */
 #define FF_OFF_ECN 0x08u   /* with TSO: the first segment alone carries CWR (RFC 3168) */
@@ -43,13 +43,6 @@ struct ff_offload {
 struct ff_frame;
 struct ff_key;
 struct rte_mbuf;
-
-/* Virtio feature bits of everything that the switch offers front-ends here. */
-#define FF_OFFLOAD_FEATURES                                                                        \
-    (1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 | \
-     1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_GUEST_CSUM |                             \
-     1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |                           \
-     1ull << VIRTIO_NET_F_GUEST_ECN)
 
 /* What a front-end with these features may ask for, and what may be asked of it. */
 uint8_t ff_offload_host(uint64_t features);
