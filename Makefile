@@ -5,7 +5,7 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
-PY_PATHS := vswitch tests $(SCRIPTS) setup.py
+PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
 .PHONY: demo build test asan lint format bench-switch clean
 .DELETE_ON_ERROR:
@@ -30,12 +30,12 @@ lint: build/venv.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
-	clang-format --dry-run -Werror $(C_FILES) tests/bench/*.c
+	clang-format --dry-run -Werror $(C_FILES) tests/bench/traffic/*.[ch]
 
 format: build/venv.stamp
 	.venv/bin/ruff check --fix $(PY_PATHS)
 	.venv/bin/ruff format $(PY_PATHS)
-	clang-format -i $(C_FILES) tests/bench/*.c
+	clang-format -i $(C_FILES) tests/bench/traffic/*.[ch]
 
 bench-switch: build
 	scripts/install-deps --bench
