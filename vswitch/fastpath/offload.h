@@ -11,8 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FF_OFF_CSUM 0x01u  /* a TCP or UDP checksum, of which only the pseudo-header is summed up  \
-                            */
+#define FF_OFF_CSUM 0x01u  /* the checksum is but the sum of the pseudo-header */
 #define FF_OFF_TSO4 0x02u  /* TCP over IPv4, to be cut into segments of gso_size */
 #define FF_OFF_TSO6 0x04u  /* and over IPv6 */
 #define FF_OFF_ECN 0x08u   /* with TSO: the first segment alone carries CWR (RFC 3168) */
