@@ -14,6 +14,7 @@ static const char *const ff_drop_names[] = {
     [FF_DROP_MALFORMED_TCP] = "malformed-tcp",
     [FF_DROP_MALFORMED_UDP] = "malformed-udp",
     [FF_DROP_MALFORMED_ICMP] = "malformed-icmp",
+    [FF_DROP_BAD_OFFLOAD] = "bad-offload",
     [FF_DROP_POLICY] = "policy",
     [FF_DROP_VLAN] = "vlan",
     [FF_DROP_RESERVED_MAC] = "reserved-mac",

@@ -91,6 +91,8 @@ enum ff_drop {
     FF_DROP_MALFORMED_TCP,
     FF_DROP_MALFORMED_UDP,
     FF_DROP_MALFORMED_ICMP,
+    FF_DROP_BAD_OFFLOAD, /* it asks for what its headers, or the output port's device, do not allow
+                          */
     /* a flow's or a verdict's decision, counted on the receiving port */
     FF_DROP_POLICY,       /* a drop action with no better reason */
     FF_DROP_VLAN,         /* the receiving port is no member of the VLAN */
@@ -261,7 +263,9 @@ struct ff_queue_stats {
 /* One writer, the worker; read with plain 64-bit loads at any time. */
 struct ff_port_stats {
     struct ff_queue_stats queue[FF_MAX_QUEUES];
-    uint64_t replicated;   /* copies made beyond the first, of packets received here */
+    /* copies beyond the first, of packets received here; and segments beyond the first, of
+     * frames that had to be cut for this port */
+    uint64_t replicated;
     uint64_t injected;     /* frames of ff_packet_out */
     uint64_t encapsulated; /* uplink: frames of vxlan ports, packed to be sent here */
     uint64_t

@@ -110,6 +110,7 @@ static void vring_start(struct vhost_dev *d, unsigned int v) {
         .event_idx = d->features & 1ull << VIRTIO_RING_F_EVENT_IDX,
         .hdr_len =
             d->features & (1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_F_VERSION_1) ? 12 : 10,
+        .offloads = is_transmit(v) ? ff_offload_host(d->features) : ff_offload_guest(d->features),
         .size = ring.size,
         .last_avail = avail,
         .last_used = used,
@@ -285,6 +286,7 @@ static int new_device(int vid) {
 
     if (d == NULL || rte_vhost_get_negotiated_features(vid, &d->features) != 0)
         return -1;
+    d->port->offloads = FF_OFF_FREE | ff_offload_guest(d->features);
     d->running = true;
     all_start(d);
     tx_queues_update(d);
@@ -379,21 +381,17 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
 /* ---- control ---- */
 
 static int driver_setup(const struct vhost_dev *d, char *err) {
-    /* one frame, one packet: no segmentation or checksums are left to a peer yet */
-    const uint64_t offloads =
-        1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM |
-        1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |
-        1ull << VIRTIO_NET_F_GUEST_ECN | 1ull << VIRTIO_NET_F_GUEST_UFO |
-        1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 |
-        1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_HOST_UFO |
-        1ull << VHOST_F_LOG_ALL; /* no dirty-page log: containers do not migrate live */
+    const uint64_t never =
+        1ull << VIRTIO_NET_F_GUEST_UFO | 1ull << VIRTIO_NET_F_HOST_UFO | /* Linux 4.14 ended it */
+        1ull << VIRTIO_NET_F_GSO | /* stands for all kinds, UFO too: section 5.1.3.2 */
+        1ull << VHOST_F_LOG_ALL;   /* no dirty-page log: containers do not migrate live */
     uint64_t flags = d->server ? 0 : RTE_VHOST_USER_CLIENT;
 
     if (rte_vhost_driver_register(d->path, flags) != 0) {
         ff_error(err, "%s: cannot set up the socket %s", d->port->name, d->path);
         return -EIO;
     }
-    if (rte_vhost_driver_disable_features(d->path, offloads) == 0 &&
+    if (rte_vhost_driver_disable_features(d->path, never) == 0 &&
         rte_vhost_driver_callback_register(d->path, &device_ops) == 0) {
         ff_port_state(d->port, FF_PORT_WAITING, "%s", d->server ? "listening" : "connecting");
         if (rte_vhost_driver_start(d->path) == 0)

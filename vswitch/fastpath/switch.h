@@ -57,6 +57,7 @@ struct ff_port {
     uint16_t tx_queues;  /* changes as a front-end enables queues */
     bool tx_shared;      /* fewer transmit queues than workers: take tx_lock */
     _Atomic bool ready;  /* rx and tx may be called */
+    uint8_t offloads;    /* union of FF_OFF_* that tx can be given; changes while not ready */
     _Atomic uint8_t tap; /* union of FF_TAP_* */
     uint32_t max_frame;  /* bytes */
     uint32_t parked_max; /* packets, per worker */
@@ -136,6 +137,7 @@ struct ff_worker {
     uint64_t mask_hits[FF_MAX_MASKS];
 
     struct ff_arena arena;
+    struct ff_gso gso;
 
     /* output.c */
     uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */
@@ -225,6 +227,18 @@ void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key
                 unsigned int queue, const struct ff_actions *actions);
 void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct ff_frame *frame);
 void ff_output_flush(struct ff_worker *w);
+/* Sends frames that the port can take as they are; returns how many it sent. */
+unsigned int ff_output_send(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                            unsigned int n);
+/*
+ * Sends frames of which some ask for what the port cannot do, by `emit` (like
+ * ff_output_send) in bursts. Takes them over. An emit that calls ff_output must
+ * have made frames of its own before.
+ */
+typedef unsigned int ff_gso_emit(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                                 unsigned int n);
+void ff_gso_send(struct ff_worker *w, struct ff_port *port, const struct ff_frame *frames,
+                 unsigned int n, ff_gso_emit *emit);
 void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
                      unsigned int queue);
 /* The parked flow that this packet has to wait behind, or NULL. */
