@@ -166,8 +166,11 @@ async def test_flows_and_addresses(bench: Bench) -> None:
 
 async def test_stats(bench: Bench) -> None:
     await bench.add("a", "b")
-    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}), 2: port_stats(0, 2)}
+    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}, {"avail-jump": 1}), 2: port_stats(0, 2)}
     stats = await bench.call("stats")
+    assert stats["ports"]["a"]["faults"] == {"avail-jump": 1}
+    assert stats["workers"][0]["perf"]["stage_cycles"] == {"rx": 60}
+    assert stats["tsc_hz"] == bench.fake.tsc_hz
     assert stats["ports"]["a"]["drops"] == {"vlan": 8}
     assert stats["ports"]["b"]["queues"] == [{"rx_packets": 0, "rx_bytes": 0, "tx_packets": 0, "tx_bytes": 0}]
     assert stats["workers"][0]["busy_pct"] == 50.0

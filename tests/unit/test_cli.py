@@ -396,7 +396,7 @@ def test_fdb(run: Run, daemon: Daemon) -> None:
 
 def counters(**changes: object) -> dict[str, Any]:
     zero = dict.fromkeys(("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "replicated", "upcalls"), 0)
-    return {**zero, "drops": {}, "queues": [], "workers": [], **changes}
+    return {**zero, "drops": {}, "faults": {}, "queues": [], "workers": [], **changes}
 
 
 def test_stats(run: Run, daemon: Daemon) -> None:
@@ -420,6 +420,9 @@ def test_stats(run: Run, daemon: Daemon) -> None:
     found["totals"] = {**found["totals"], "balanced": False}  # type: ignore[dict-item]
     assert "counted while packets moved" in run("stats")[1]
     assert "QUEUE" in run("stats", "web0")[1]
+    assert "QUEUES STOPPED" not in out
+    found["ports"]["web0"]["faults"] = {"avail-jump": 2}  # type: ignore[index]
+    assert "avail-jump 2" in run("stats")[1]
 
 
 def test_top_prints_rates(run: Run, daemon: Daemon) -> None:

@@ -14,6 +14,7 @@
 #include "ff.h"
 #include "flow.h"
 #include "frame.h"
+#include "sample.h"
 
 #define FF_OUT_SLOTS 64u
 #define FF_PARKED_FLOWS 1024u
@@ -113,6 +114,7 @@ struct ff_parked_pkt {
 struct ff_parked_flow {
     _Atomic uint64_t id; /* 0: free */
     uint64_t ident[3];
+    uint64_t raised_at; /* TSC */
     uint32_t generation;
     uint16_t in_port;
     uint16_t slot;
@@ -128,6 +130,7 @@ struct ff_worker {
     uint64_t now_s;                   /* seconds of CLOCK_MONOTONIC */
     struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
     struct ff_worker_stats stats;
+    struct ff_sample sample;
     struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
     uint64_t mask_hits[FF_MAX_MASKS];
 

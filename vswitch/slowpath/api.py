@@ -170,6 +170,8 @@ class Api:
             "ports": {e.config.name: stats.port_to_json(fast_path.port_stats(e.id)) for e in entries if e.id},
             "workers": [stats.worker_to_json(worker) for worker in fast_path.worker_stats()],
             "totals": self._totals(),
+            "time_s": time.monotonic(),
+            "tsc_hz": fast_path.tsc_hz,
         }
 
     # ---- ports ------------------------------------------------------------

@@ -31,6 +31,8 @@ TAP_RX: int = lib.FF_TAP_RX
 TAP_TX: int = lib.FF_TAP_TX
 TAP_TRACE: int = lib.FF_TAP_TRACE
 DROP_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_drop_name(i)).decode() for i in range(lib.FF_DROP_MAX))
+FAULT_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_fault_name(i)).decode() for i in range(lib.FF_FAULT_MAX))
+STAGE_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_stage_name(i)).decode() for i in range(lib.FF_STAGE_MAX))
 
 UPCALL_BATCH = 64
 EVENT_BATCH = 64
@@ -73,7 +75,10 @@ class QueueStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PortStats:
-    """Counters of one port: summed over workers, and `workers[i]` of each worker alone."""
+    """Counters of one port: summed over workers, and `workers[i]` of each worker alone.
+
+    `drops` and `faults` hold the reasons that occurred.
+    """
 
     rx_packets: int
     rx_bytes: int
@@ -82,8 +87,19 @@ class PortStats:
     replicated: int
     upcalls: int
     drops: dict[str, int]
+    faults: dict[str, int]
     queues: tuple[QueueStats, ...]
     workers: tuple[PortStats, ...] = ()
+
+
+class PerfStats(NamedTuple):
+    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
+
+    bursts: int
+    sampled_packets: int
+    stage_cycles: dict[str, int]
+    verdicts: int
+    verdict_cycles: int
 
 
 class WorkerStats(NamedTuple):
@@ -96,6 +112,7 @@ class WorkerStats(NamedTuple):
     hits: int
     misses: int
     parked: int
+    perf: PerfStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +182,14 @@ def _text(chars: Any) -> str:
     return bytes(ffi.string(chars)).decode(errors="replace")
 
 
+def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+
+
+def _named(names: tuple[str, ...], counts: Any) -> dict[str, int]:
+    return {names[number]: count for number, count in enumerate(counts) if count}
+
+
 def _add(a: PortStats, b: PortStats) -> PortStats:
     return PortStats(
         a.rx_packets + b.rx_packets,
@@ -173,7 +198,8 @@ def _add(a: PortStats, b: PortStats) -> PortStats:
         a.tx_bytes + b.tx_bytes,
         a.replicated + b.replicated,
         a.upcalls + b.upcalls,
-        {reason: a.drops.get(reason, 0) + b.drops.get(reason, 0) for reason in {**a.drops, **b.drops}},
+        _sum(a.drops, b.drops),
+        _sum(a.faults, b.faults),
         tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
     )
 
@@ -306,6 +332,7 @@ class FastPath:
             total.replicated,
             total.upcalls,
             total.drops,
+            total.faults,
             total.queues,
             workers,
         )
@@ -321,14 +348,32 @@ class FastPath:
             tx_bytes,
             s.replicated,
             s.upcalls,
-            {DROP_NAMES[reason]: count for reason, count in enumerate(s.drop) if count},
+            _named(DROP_NAMES, s.drop),
+            _named(FAULT_NAMES, s.fault),
             queues,
         )
 
     def worker_stats(self) -> list[WorkerStats]:
         stats = [lib.ff_worker_stats(i) for i in range(self.n_workers)]
         return [
-            WorkerStats(s.cpu, s.loops, s.busy_loops, s.sleeps, s.busy_cycles, s.packets, s.hits, s.misses, s.parked)
+            WorkerStats(
+                s.cpu,
+                s.loops,
+                s.busy_loops,
+                s.sleeps,
+                s.busy_cycles,
+                s.packets,
+                s.hits,
+                s.misses,
+                s.parked,
+                PerfStats(
+                    s.bursts,
+                    s.sampled_packets,
+                    dict(zip(STAGE_NAMES, s.stage_cycles, strict=True)),
+                    s.verdicts,
+                    s.verdict_cycles,
+                ),
+            )
             for s in stats
         ]
 
