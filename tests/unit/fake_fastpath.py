@@ -13,12 +13,13 @@ from vswitch.slowpath.fastpath import (
     PortInfo,
     PortStats,
     QueueStats,
+    Suspect,
     TapRecord,
     WorkerStats,
 )
 from vswitch.slowpath.types import Action, Finish, Flow, FlowStats, Key, PortConfig, PortState, PortType, Upcall
 
-NO_QUEUE = QueueStats(0, 0, 0, 0)
+NO_QUEUE = QueueStats(0, 0, 0, 0, 0)
 
 
 def port_stats(
@@ -50,6 +51,9 @@ class FakeFastPath:
         self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
         self.tap_batch = 256
         self.idle = (0, 0)
+        self.loops = 10
+        self.asleep = False
+        self.suspected: list[Suspect] = []
         self.taps_lost = 0
         self.stopped = False
         self.refuse_ports = ""  # why port_add fails
@@ -151,7 +155,13 @@ class FakeFastPath:
 
     def worker_stats(self) -> Sequence[WorkerStats]:
         perf = PerfStats(bursts=4, sampled_packets=2, stage_cycles={"rx": 60}, verdicts=1, verdict_cycles=9)
-        return [WorkerStats(1, 10, 5, 0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2, perf=perf)]
+        return [WorkerStats(1, self.loops, 5, 0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2, perf=perf)]
+
+    def worker_asleep(self, worker: int, /) -> bool:
+        return self.asleep
+
+    def suspects(self) -> Sequence[Suspect]:
+        return self.suspected
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

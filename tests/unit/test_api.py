@@ -172,7 +172,9 @@ async def test_stats(bench: Bench) -> None:
     assert stats["workers"][0]["perf"]["stage_cycles"] == {"rx": 60}
     assert stats["tsc_hz"] == bench.fake.tsc_hz
     assert stats["ports"]["a"]["drops"] == {"vlan": 8}
-    assert stats["ports"]["b"]["queues"] == [{"rx_packets": 0, "rx_bytes": 0, "tx_packets": 0, "tx_bytes": 0}]
+    counted = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "tx_full")
+    assert stats["ports"]["b"]["queues"] == [dict.fromkeys(counted, 0)]
+    assert stats["warnings"] == []
     assert stats["workers"][0]["busy_pct"] == 50.0
     assert stats["totals"]["dropped"] == {"vlan": 8}
     assert list((await bench.call("stats", port="b"))["ports"]) == ["b"]

@@ -51,6 +51,8 @@ def stats(run_dir: Path, port: str | None, perf: bool, interval: float | None, o
         print_json(found)
         return
     _print_ports(found["ports"])
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}")
     if port:
         for title in ("queues", "workers"):
             for counters in found["ports"].values():

@@ -242,6 +242,7 @@ int ff_event_drain(struct ff_event *events, int n);
 struct ff_queue_stats {
     uint64_t rx_packets, rx_bytes;
     uint64_t tx_packets, tx_bytes;
+    uint64_t tx_full; /* frames dropped as FF_DROP_RING_FULL */
 };
 /* One writer, the worker; read with plain 64-bit loads at any time. */
 struct ff_port_stats {
@@ -288,6 +289,28 @@ struct ff_worker_stats {
 const struct ff_port_stats *ff_port_stats(unsigned int worker);
 const struct ff_worker_stats *ff_worker_stats(unsigned int worker);
 uint64_t ff_tsc_hz(void);
+
+/* 1 while the worker sleeps, and makes no loops; else 0. */
+int ff_worker_asleep(unsigned int worker);
+
+/*
+ * A queue of a ready port that may be wedged. Whose receive and transmit: the
+ * front-end's. What is said is what was seen; it takes a second look some time
+ * later to tell whether anything moves.
+ */
+struct ff_suspect {
+    uint16_t port_id;
+    uint16_t queue;
+    uint8_t receive_unstarted;  /* the front-end enabled the vring, but has not set it up */
+    uint8_t transmit_unstarted; /* the same of its transmit queue */
+    uint64_t accepted;          /* frames that its receive queue took */
+    uint64_t refused;           /* and those it had no room for */
+};
+/*
+ * Queues of which refused or an unstarted is not 0, ordered by port and queue;
+ * at most n. Returns how many.
+ */
+int ff_suspects(struct ff_suspect *suspects, int n);
 
 /* ---- flows ------------------------------------------------------------- */
 

@@ -51,8 +51,12 @@ static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queu
         rte_spinlock_unlock(&port->tx_lock[queue]);
     q->tx_packets += sent.packets;
     q->tx_bytes += sent.bytes;
-    if (unlikely(sent.packets < n))
-        count_drops(w, port->id, FF_DROP_RING_FULL, n - sent.packets - sent.accounted);
+    if (unlikely(sent.packets < n)) {
+        uint32_t full = n - sent.packets - sent.accounted;
+
+        q->tx_full += full;
+        count_drops(w, port->id, FF_DROP_RING_FULL, full);
+    }
 }
 
 /* Spreads the frames over the port's queues, in order within each. */

@@ -47,6 +47,8 @@ struct ff_port_ops {
                          struct ff_frame *frames, unsigned int n);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
+    /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
+    uint32_t (*unstarted)(struct ff_port *port);
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
