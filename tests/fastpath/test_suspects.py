@@ -10,8 +10,7 @@ from tests.fastpath.switch import Switch
 from tests.frontend import FrontEnd
 from tests.frontend.frontend import Vring
 from tests.frontend.protocol import Channel
-from vswitch.slowpath.fastpath import Suspect
-from vswitch.slowpath.types import Drop
+from vswitch.slowpath.types import Drop, Suspect
 
 
 def test_a_receiver_that_takes_nothing(switch: Switch) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vswitch.slowpath.fastpath import Suspect
 from vswitch.slowpath.progress import LATE_S, Counts, Kind, Progress, Subject, Watch, step
+from vswitch.slowpath.types import Suspect
 
 QUEUE = Subject(1, Kind.REFUSES, 0)
 LIMIT = 5.0

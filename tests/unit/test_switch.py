@@ -14,7 +14,7 @@ from tests.unit.switch_bench import Bench
 from vswitch.slowpath import switch
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, SwitchError
-from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, Suspect, TapRecord
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, TapRecord
 from vswitch.slowpath.state import load
 from vswitch.slowpath.types import (
     Action,
@@ -29,6 +29,7 @@ from vswitch.slowpath.types import (
     Key,
     Notice,
     PortState,
+    Suspect,
     Upcall,
 )
 
@@ -448,7 +449,10 @@ def test_totals_hold_ports_that_are_gone(bench: Bench) -> None:
     assert bench.switch.counters().to_json(parked=2) == {
         "received": 15,
         "replicated": 1,
+        "injected": 0,
+        "encapsulated": 0,
         "sent": 9,
+        "decapsulated": 0,
         "dropped": {"policy": 4, "vlan": 1},
         "parked": 2,
         "balanced": True,

@@ -16,7 +16,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     struct ff_frame frames[FF_BURST];
     uint64_t bytes = 0;
-    unsigned int n;
+    unsigned int n, got;
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
@@ -36,14 +36,17 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
         for (unsigned int i = 0; i < n; i++)
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX);
+    got = n;
+    if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
+        n = ff_vxlan_input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_TX);
     if (port->ops->rx_done != NULL)
         port->ops->rx_done(port, queue);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX_DONE);
-    ff_sample_end(&w->sample, &w->stats, n);
-    return n;
+    ff_sample_end(&w->sample, &w->stats, got);
+    return got;
 }
 
 /*

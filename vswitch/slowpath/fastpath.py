@@ -7,8 +7,9 @@ for one thread, asyncio's. Nothing here decides anything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
@@ -21,10 +22,14 @@ from vswitch.slowpath.types import (
     Flow,
     FlowStats,
     Key,
+    PerfStats,
     PortConfig,
     PortState,
     PortType,
+    Remote,
+    Suspect,
     Upcall,
+    Uplink,
 )
 
 TAP_RX: int = lib.FF_TAP_RX
@@ -39,6 +44,13 @@ EVENT_BATCH = 64
 TAP_BATCH = 256
 SUSPECTS_MAX = 4096
 TAP_BYTES = 1 << 20
+
+
+_PORT_TYPES = {
+    PortType.VHOST_USER: lib.FF_PORT_VHOST_USER,
+    PortType.PMD: lib.FF_PORT_PMD,
+    PortType.VXLAN: lib.FF_PORT_VXLAN,
+}
 
 
 class FastPathError(Exception):
@@ -88,28 +100,10 @@ class PortStats:
     drops: dict[str, int]
     faults: dict[str, int]
     queues: tuple[QueueStats, ...]
+    injected: int = 0
+    encapsulated: int = 0
+    decapsulated: int = 0
     workers: tuple[PortStats, ...] = ()
-
-
-class Suspect(NamedTuple):
-    """A queue that may be wedged; receive and transmit are the front-end's."""
-
-    port_id: int
-    queue: int
-    receive_unstarted: bool
-    transmit_unstarted: bool
-    accepted: int
-    refused: int
-
-
-class PerfStats(NamedTuple):
-    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
-
-    bursts: int
-    sampled_packets: int
-    stage_cycles: dict[str, int]
-    verdicts: int
-    verdict_cycles: int
 
 
 class WorkerStats(NamedTuple):
@@ -163,6 +157,9 @@ def _add(a: PortStats, b: PortStats) -> PortStats:
         _sum(a.drops, b.drops),
         _sum(a.faults, b.faults),
         tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
+        a.injected + b.injected,
+        a.encapsulated + b.encapsulated,
+        a.decapsulated + b.decapsulated,
     )
 
 
@@ -236,7 +233,8 @@ class FastPath:
         keep = [ffi.new("char[]", text.encode()) for text in (config.name, config.socket, config.devargs)]
         conf = ffi.new("struct ff_port_conf *")
         conf.name, conf.path, conf.devargs = keep
-        conf.type = lib.FF_PORT_VHOST_USER if config.type is PortType.VHOST_USER else lib.FF_PORT_PMD
+        conf.type = _PORT_TYPES[config.type]
+        conf.vni = config.vni
         conf.server = config.role == "server"
         conf.queues = config.queues
         conf.mtu = config.mtu
@@ -287,18 +285,7 @@ class FastPath:
         total = workers[0]
         for more in workers[1:]:
             total = _add(total, more)
-        return PortStats(
-            total.rx_packets,
-            total.rx_bytes,
-            total.tx_packets,
-            total.tx_bytes,
-            total.replicated,
-            total.upcalls,
-            total.drops,
-            total.faults,
-            total.queues,
-            workers,
-        )
+        return replace(total, workers=workers)
 
     @staticmethod
     def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
@@ -316,6 +303,9 @@ class FastPath:
             _named(DROP_NAMES, s.drop),
             _named(FAULT_NAMES, s.fault),
             queues,
+            s.injected,
+            s.encapsulated,
+            s.decapsulated,
         )
 
     def worker_stats(self) -> list[WorkerStats]:
@@ -415,6 +405,42 @@ class FastPath:
             keep.append(actions)
             c_verdict.id, c_verdict.actions, c_verdict.n_actions = verdict.upcall_id, actions, len(verdict.actions)
         lib.ff_upcall_finish(c_verdicts, len(todo))
+
+    def packet_out(self, port_id: int, frame: bytes) -> None:
+        """Sends a frame to a port; raises FastPathError when there is no such port, or no memory."""
+        rc = lib.ff_packet_out(port_id, ffi.from_buffer(frame), len(frame))
+        if rc < 0:
+            raise FastPathError(f"no frame can be sent to port {port_id}: {os.strerror(-rc)}")
+
+    # ---- tunnels ----
+
+    def uplink_set(self, port_id: int, uplink: Uplink) -> None:
+        """Makes a port receive for tunnel ends; Uplink(): for none any more. Raises FastPathError."""
+        conf = ffi.new("struct ff_uplink_conf *")
+        ffi.buffer(conf.ip4)[: len(uplink.ip4)] = uplink.ip4
+        ffi.buffer(conf.ip6)[: len(uplink.ip6)] = uplink.ip6
+        conf.udp_port = uplink.udp_port
+        rc = lib.ff_uplink_set(port_id, conf)
+        if rc < 0:
+            raise FastPathError(f"port {port_id} cannot be an uplink: {os.strerror(-rc)}")
+
+    def remote_set(self, number: int, remote: Remote | None) -> None:
+        """Sets or (None) deletes tunnel end `number`, 1 .. FF_MAX_REMOTES - 1. Raises FastPathError."""
+        conf = ffi.NULL
+        if remote is not None:
+            conf = ffi.new("struct ff_remote_conf *")
+            conf.uplink, conf.udp_port, conf.checksum = remote.uplink, remote.udp_port, remote.checksum
+            conf.family = 6 if len(remote.remote_ip) == 16 else 4
+            for field, value in (
+                (conf.local_ip, remote.local_ip),
+                (conf.remote_ip, remote.remote_ip),
+                (conf.local_mac, remote.local_mac),
+                (conf.next_hop_mac, remote.next_hop_mac),
+            ):
+                ffi.buffer(field)[: len(value)] = value
+        rc = lib.ff_remote_set(number, conf)
+        if rc < 0:
+            raise FastPathError(f"tunnel end {number} cannot be set: {os.strerror(-rc)}")
 
     # ---- taps ----
 

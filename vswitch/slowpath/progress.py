@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from vswitch.slowpath.fastpath import Suspect
+from vswitch.slowpath.types import Suspect
 
 # What a look that comes late counts at most: a process that was stopped (SIGSTOP, a suspended machine) is not wedged.
 LATE_S = 2.0
