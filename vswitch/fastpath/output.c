@@ -141,6 +141,7 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
         w->out_slot[port_id] = (uint8_t)slot;
         w->out[slot - 1].port = port;
         w->out[slot - 1].n = 0;
+        w->out[slot - 1].steered = port->tx_queues > ff.n_workers;
     }
     out = &w->out[slot - 1];
     if (unlikely(out->n == FF_BURST)) { /* copies and verdicts can exceed a burst */

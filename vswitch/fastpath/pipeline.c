@@ -83,7 +83,8 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
         actions = atomic_load_explicit(&flow->actions, memory_order_acquire);
         if (unlikely(trace))
             ff_tap_trace(w, port, &frames[i], 0, ff_flow_id(flow), actions);
-        ff_execute(w, &frames[i], &keys[i], queue, actions);
+        if (unlikely(!ff_output_only(w, actions->only, &frames[i])))
+            ff_execute(w, &frames[i], &keys[i], queue, actions);
     }
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
 }

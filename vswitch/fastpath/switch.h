@@ -94,6 +94,7 @@ struct ff_poll_list {
 struct ff_out {
     struct ff_port *port;
     uint16_t n;
+    bool steered; /* the worker has several of the port's queues to choose from, by frame->steer */
     struct ff_frame frames[FF_BURST];
 };
 
@@ -249,6 +250,24 @@ void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
                   unsigned int drop, uint64_t flow_id, const struct ff_actions *actions);
+
+/*
+ * ff_execute for a list whose only action is an output, when there is nothing
+ * to it but to gather the frame; else false, and nothing is done.
+ */
+static inline bool ff_output_only(struct ff_worker *w, int32_t port_id,
+                                  const struct ff_frame *frame) {
+    unsigned int slot = likely(port_id >= 0) ? w->out_slot[port_id] : 0;
+    struct ff_out *out;
+
+    if (unlikely(slot == 0))
+        return false;
+    out = &w->out[slot - 1];
+    if (unlikely(out->n == FF_BURST || out->steered))
+        return false;
+    out->frames[out->n++] = *frame;
+    return true;
+}
 
 static inline struct ff_port *ff_port(uint16_t id) {
     return id < FF_MAX_PORTS ? atomic_load_explicit(&ff.ports[id], memory_order_acquire) : NULL;
