@@ -5,7 +5,7 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
-PY_PATHS := vswitch tests $(SCRIPTS) setup.py
+PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
 .PHONY: demo build test asan lint format bench-switch bench-instructions clean
 .DELETE_ON_ERROR:

@@ -68,7 +68,7 @@ class FakeFastPath:
         self.suspected: list[Suspect] = []
         self.taps_lost = 0
         self.stopped = False
-        self.sent: list[tuple[int, bytes]] = []  # packet_out
+        self.sent: list[tuple[int, bytes, int]] = []  # packet_out
         self.uplinks: dict[int, Uplink] = {}
         self.remotes: dict[int, Remote] = {}
         self.refuse_ports = ""  # why port_add fails
@@ -165,8 +165,8 @@ class FakeFastPath:
     def flow_lookup(self, key: Key, /) -> int:
         return 0
 
-    def packet_out(self, port_id: int, frame: bytes, /) -> None:
-        self.sent.append((port_id, frame))
+    def packet_out(self, port_id: int, frame: bytes, remote: int = 0, /) -> None:
+        self.sent.append((port_id, frame, remote))
 
     def uplink_set(self, port_id: int, uplink: Uplink, /) -> None:
         self.uplinks[port_id] = uplink

@@ -363,6 +363,7 @@ def test_show(run: Run, daemon: Daemon) -> None:
 
 FLOW = {"id": 3, "match": "in_port=web0,dl_dst=02:..", "actions": "output:db0", "packets": 5, "bytes": 320, "idle_s": 2}
 ENTRY = {
+    "network": "default",
     "vlan": 10,
     "mac": "02:..",
     "port": "web0",
@@ -387,6 +388,7 @@ def test_flows(run: Run, daemon: Daemon) -> None:
 def test_fdb(run: Run, daemon: Daemon) -> None:
     fake = daemon(fdb_dump=[ENTRY], fdb_flush={"deleted": 2})
     assert run("fdb")[1].splitlines()[1].split() == [
+        "default",
         "10",
         "02:..",
         "web0",

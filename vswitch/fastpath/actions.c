@@ -139,6 +139,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
 void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
                 unsigned int queue, const struct ff_actions *actions) {
     frame->steer = steer_hash(key);
+    frame->remote = 0;
     if (likely(actions->only >= 0))
         ff_output(w, (uint16_t)actions->only, key->in_port, frame);
     else

@@ -417,10 +417,11 @@ struct ff_verdict {
 int ff_upcall_finish(const struct ff_verdict *verdicts, int n);
 
 /*
- * Sends a frame that the slow path made to a port. -ENOENT: no such port;
- * -ENOMEM; -EINVAL for a length that is none.
+ * Sends a frame that the slow path made to a port, of type vxlan: for tunnel
+ * end `remote`. -ENOENT: no such port; -ENOMEM; -EINVAL for a number or length
+ * that is none.
  */
-int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len);
+int ff_packet_out(uint16_t port_id, uint16_t remote, const uint8_t *frame, uint32_t len);
 
 /* ---- tunnels: VXLAN, RFC 7348 -------------------------------------------- */
 

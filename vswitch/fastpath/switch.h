@@ -105,6 +105,7 @@ struct ff_command {
     struct ff_actions *actions; /* verdict; owned by the command */
     struct rte_mbuf *packet;    /* packet; the worker's from then on */
     uint16_t port;              /* purge, packet */
+    uint16_t remote;            /* packet: tunnel end */
     _Atomic bool done;
     struct ff_command *next;
 };

@@ -244,6 +244,7 @@ static void do_packet(struct ff_worker *w, const struct ff_command *cmd) {
     struct ff_frame frame;
 
     ff_frame_from_mbuf(&frame, cmd->packet);
+    frame.remote = cmd->remote;
     w->port_stats[cmd->port].injected++;
     ff_output(w, cmd->port, cmd->port, &frame);
     ff_output_flush(w);
@@ -360,13 +361,13 @@ int ff_upcall_finish(const struct ff_verdict *verdicts, int n) {
     return known;
 }
 
-int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len) {
+int ff_packet_out(uint16_t port_id, uint16_t remote, const uint8_t *frame, uint32_t len) {
     struct ff_command *cmd;
     struct ff_frame f;
 
     if (ff_port(port_id) == NULL)
         return -ENOENT;
-    if (len < FF_ETH_HLEN || len > UINT16_MAX)
+    if (len < FF_ETH_HLEN || len > UINT16_MAX || remote >= FF_MAX_REMOTES)
         return -EINVAL;
     /* a frame in borrowed memory: keeping it makes the copy */
     f = (struct ff_frame){
@@ -376,7 +377,8 @@ int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len) {
         free(cmd);
         return -ENOMEM;
     }
-    *cmd = (struct ff_command){.type = FF_CMD_PACKET, .packet = f.buf, .port = port_id};
+    *cmd = (struct ff_command){
+        .type = FF_CMD_PACKET, .packet = f.buf, .port = port_id, .remote = remote};
     issue(ff.workers[0], cmd);
     return 0;
 }

@@ -406,9 +406,12 @@ class FastPath:
             c_verdict.id, c_verdict.actions, c_verdict.n_actions = verdict.upcall_id, actions, len(verdict.actions)
         lib.ff_upcall_finish(c_verdicts, len(todo))
 
-    def packet_out(self, port_id: int, frame: bytes) -> None:
-        """Sends a frame to a port; raises FastPathError when there is no such port, or no memory."""
-        rc = lib.ff_packet_out(port_id, ffi.from_buffer(frame), len(frame))
+    def packet_out(self, port_id: int, frame: bytes, remote: int = 0) -> None:
+        """Sends a frame to a port (of type vxlan: for tunnel end `remote`).
+
+        Raises FastPathError when there is no such port, or no memory.
+        """
+        rc = lib.ff_packet_out(port_id, remote, ffi.from_buffer(frame), len(frame))
         if rc < 0:
             raise FastPathError(f"no frame can be sent to port {port_id}: {os.strerror(-rc)}")
 

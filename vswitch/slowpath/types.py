@@ -252,13 +252,22 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFrame:
+    """A frame of the switch's own, to a port; to a vxlan port, `remote` is the tunnel end."""
+
+    port: int
+    frame: bytes
+    remote: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something a person should read in the log: a move, a quota reached."""
 
     text: str
 
 
-Command = AddFlow | DelFlow | Finish | Notice
+Command = AddFlow | DelFlow | Finish | SendFrame | Notice
 
 
 # ---- views, for the command line ------------------------------------------
@@ -281,6 +290,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
+    network: str
     vlan: int
     mac: bytes
     port: int
