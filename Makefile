@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | test-long | asan | lint | format | bench-switch | clean
+# make demo | build | test | test-long | asan | lint | format | bench-switch | bench-instructions | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -7,7 +7,7 @@ C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test test-long asan lint format bench-switch clean
+.PHONY: demo build test test-long asan lint format bench-switch bench-instructions clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -44,6 +44,10 @@ format: build/venv.stamp
 bench-switch: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.switch
+
+bench-instructions: build
+	scripts/install-deps --bench
+	$(PYTHON) -m tests.bench.instructions
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*

@@ -51,8 +51,12 @@ static unsigned int send_on(struct ff_worker *w, struct ff_port *port, unsigned 
         rte_spinlock_unlock(&port->tx_lock[queue]);
     q->tx_packets += sent.packets;
     q->tx_bytes += sent.bytes;
-    if (unlikely(sent.packets < n))
-        count_drops(w, port->id, FF_DROP_RING_FULL, n - sent.packets - sent.accounted);
+    if (unlikely(sent.packets < n)) {
+        uint32_t full = n - sent.packets - sent.accounted;
+
+        q->tx_full += full;
+        count_drops(w, port->id, FF_DROP_RING_FULL, full);
+    }
     return sent.packets;
 }
 
@@ -159,6 +163,7 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
         w->out_slot[port_id] = (uint8_t)slot;
         w->out[slot - 1].port = port;
         w->out[slot - 1].n = 0;
+        w->out[slot - 1].steered = port->tx_queues > ff.n_workers;
     }
     out = &w->out[slot - 1];
     if (unlikely(out->n == FF_BURST)) { /* copies and verdicts can exceed a burst */

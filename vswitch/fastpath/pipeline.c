@@ -57,9 +57,11 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
     struct ff_flow *flows[FF_BURST];
 
     n = parse_burst(w, port, trace, frames, keys, n);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_PARSE);
     if (unlikely(n == 0))
         return;
     ff_flow_lookup_burst(keys, n, flows, w->mask_hits);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_LOOKUP);
     for (unsigned int i = 0; i < n; i++) {
         struct ff_flow *flow = flows[i];
         struct ff_actions *actions;
@@ -75,10 +77,12 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
             }
         }
         if (unlikely(flow == NULL)) {
+            ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
             w->stats.misses++;
             if (trace)
                 ff_tap_trace(w, port, &frames[i], 0, 0, NULL);
             ff_upcall_raise(w, &frames[i], &keys[i], queue);
+            ff_sample_stage(&w->sample, &w->stats, FF_STAGE_UPCALL);
             continue;
         }
         w->stats.hits++;
@@ -86,6 +90,8 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
         actions = atomic_load_explicit(&flow->actions, memory_order_acquire);
         if (unlikely(trace))
             ff_tap_trace(w, port, &frames[i], 0, ff_flow_id(flow), actions);
-        ff_execute(w, &frames[i], &keys[i], queue, actions);
+        if (unlikely(!ff_output_only(w, actions->only, &frames[i])))
+            ff_execute(w, &frames[i], &keys[i], queue, actions);
     }
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
 }

@@ -14,6 +14,7 @@
 #include "ff.h"
 #include "flow.h"
 #include "frame.h"
+#include "sample.h"
 
 #define FF_OUT_SLOTS 64u
 #define FF_PARKED_FLOWS 1024u
@@ -46,6 +47,8 @@ struct ff_port_ops {
                          struct ff_frame *frames, unsigned int n);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
+    /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
+    uint32_t (*unstarted)(struct ff_port *port);
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
@@ -92,6 +95,7 @@ struct ff_poll_list {
 struct ff_out {
     struct ff_port *port;
     uint16_t n;
+    bool steered; /* the worker has several of the port's queues to choose from, by frame->steer */
     struct ff_frame frames[FF_BURST];
 };
 
@@ -118,6 +122,7 @@ struct ff_parked_pkt {
 struct ff_parked_flow {
     _Atomic uint64_t id; /* 0: free */
     uint64_t ident[3];
+    uint64_t raised_at; /* TSC */
     uint32_t generation;
     uint16_t in_port;
     uint16_t slot;
@@ -133,6 +138,7 @@ struct ff_worker {
     uint64_t now_s;                   /* seconds of CLOCK_MONOTONIC */
     struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
     struct ff_worker_stats stats;
+    struct ff_sample sample;
     struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
     uint64_t mask_hits[FF_MAX_MASKS];
 
@@ -259,6 +265,24 @@ void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
                   unsigned int drop, uint64_t flow_id, const struct ff_actions *actions);
+
+/*
+ * ff_execute for a list whose only action is an output, when there is nothing
+ * to it but to gather the frame; else false, and nothing is done.
+ */
+static inline bool ff_output_only(struct ff_worker *w, int32_t port_id,
+                                  const struct ff_frame *frame) {
+    unsigned int slot = likely(port_id >= 0) ? w->out_slot[port_id] : 0;
+    struct ff_out *out;
+
+    if (unlikely(slot == 0))
+        return false;
+    out = &w->out[slot - 1];
+    if (unlikely(out->n == FF_BURST || out->steered))
+        return false;
+    out->frames[out->n++] = *frame;
+    return true;
+}
 
 static inline struct ff_port *ff_port(uint16_t id) {
     return id < FF_MAX_PORTS ? atomic_load_explicit(&ff.ports[id], memory_order_acquire) : NULL;

@@ -144,6 +144,7 @@ void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct f
         return;
     w->free_flows = f->next;
     id = ((uint64_t)++f->generation << 32) | (uint64_t)w->index << 16 | f->slot;
+    f->raised_at = w->now;
     f->in_port = key->in_port;
     ident_of(key, f->ident);
     h = ident_hash(f->ident);
@@ -205,6 +206,8 @@ static void do_verdict(struct ff_worker *w, const struct ff_command *cmd) {
 
     if (f->id != cmd->upcall)
         return; /* purged since */
+    w->stats.verdicts++;
+    w->stats.verdict_cycles += w->now - f->raised_at;
     p = flow_release(w, f);
     next = p->next;
     frame = p->frame;

@@ -146,6 +146,22 @@ bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct f
 /* Writes len bytes of a frame to a chain, from byte `skip` of the chain on. */
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r, uint32_t len);
 
+/*
+ * memcpy for the lengths that headers have, without a call or a loop: the last
+ * bytes are copied twice where they overlap the first ones.
+ */
+static inline void ff_copy_short(uint8_t *dst, const uint8_t *src, uint32_t len) {
+    if (likely(len > 64 && len <= 128)) {
+        memcpy(dst, src, 64);
+        memcpy(dst + len - 64, src + len - 64, 64);
+    } else if (likely(len >= 32 && len <= 64)) {
+        memcpy(dst, src, 32);
+        memcpy(dst + len - 32, src + len - 32, 32);
+    } else {
+        memcpy(dst, src, len);
+    }
+}
+
 /* The same for a chain of one buffer, of at least the header's length. */
 static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_frame *f,
                                         struct ff_arena *arena, const uint8_t *buf,
@@ -155,16 +171,18 @@ static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_fra
     uint8_t *head = arena->head[arena->n_heads++] + FF_HEAD_ROOM;
     uint16_t head_len = (uint16_t)RTE_MIN(len, FF_HEAD_COPY);
 
-    memcpy(head, p, head_len);
+    ff_copy_short(head, p, head_len);
     f->head = head;
     f->len = len;
     f->head_len = head_len;
     f->steer = 0;
     f->offload = ff_offload_read(buf, vq->offloads);
-    f->n_segs = len > head_len;
+    f->n_segs = 0;
     f->seg = &arena->seg[arena->n_segs];
-    arena->seg[arena->n_segs] = (struct ff_seg){p + head_len, len - head_len};
-    arena->n_segs += f->n_segs;
+    if (len > head_len) {
+        arena->seg[arena->n_segs++] = (struct ff_seg){p + head_len, len - head_len};
+        f->n_segs = 1;
+    }
 }
 
 /* The virtio-net header, section 5.1.6. */
@@ -182,10 +200,10 @@ static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t
 /* Writes a whole frame to one buffer that holds it. */
 static inline void ff_put_frame(uint8_t *dst, const struct ff_frame *f) {
     if (likely(f->n_segs == 1)) {
-        memcpy(dst, f->head, f->head_len);
+        ff_copy_short(dst, f->head, f->head_len);
         memcpy(dst + f->head_len, f->seg->p, f->seg->len);
     } else if (likely(f->head_len == f->len)) {
-        memcpy(dst, f->head, f->head_len);
+        ff_copy_short(dst, f->head, f->head_len);
     } else {
         struct ff_reader r;
 

@@ -301,3 +301,24 @@ class FdbEntry:
     held_until: float = 0.0  # > now: moves are refused
     static: bool = False
     ips: tuple[str, ...] = field(default=())
+
+
+class Suspect(NamedTuple):
+    """A queue that may be wedged; receive and transmit are the front-end's."""
+
+    port_id: int
+    queue: int
+    receive_unstarted: bool
+    transmit_unstarted: bool
+    accepted: int
+    refused: int
+
+
+class PerfStats(NamedTuple):
+    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
+
+    bursts: int
+    sampled_packets: int
+    stage_cycles: dict[str, int]
+    verdicts: int
+    verdict_cycles: int
