@@ -137,6 +137,11 @@ static inline bool ff_chain_add(struct ff_vring *vq, struct ff_chain *c, uint64_
     return true;
 }
 
+/* Whether a chain may join the burst: the others, should they be single buffers, need a piece each. */
+static inline bool ff_arena_takes_chain(const struct ff_arena *arena) {
+    return arena->n_segs + FF_CHAIN_MAX + FF_BURST <= FF_ARENA_SEGS;
+}
+
 /* Reads a frame from its beginning, piece by piece, for writing it elsewhere. */
 struct ff_reader {
     const struct ff_frame *f;

@@ -162,7 +162,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
                     uint16_t *id, uint16_t *count) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
     if (!chain_read(vq, at, false, &c, id, count))
         return -1;

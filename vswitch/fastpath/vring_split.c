@@ -122,6 +122,11 @@ static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_
     return ff_mem_at(vq->mem, d.addr, d.len);
 }
 
+/* For prefetching, which NULL does not hurt; arithmetic with it is undefined in C. */
+static inline const void *second_line(const uint8_t *buf) {
+    return (const void *)((uintptr_t)buf + RTE_CACHE_LINE_SIZE);
+}
+
 static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
     return __atomic_load_n(&vq->avail->ring[(uint16_t)(vq->last_avail + offset) & (vq->size - 1u)],
                            __ATOMIC_RELAXED);
@@ -132,7 +137,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
                     struct ff_frame *f) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
     if (!chain_read(vq, head, false, &c))
         return -1;
@@ -165,7 +170,7 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     for (i = 0; i < n; i++) {
         buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
         rte_prefetch0(buf[i]);
-        rte_prefetch0(buf[i] + 64);
+        rte_prefetch0(second_line(buf[i]));
     }
     for (i = 0; i < n; i++) {
         if (likely(buf[i] != NULL))
@@ -252,7 +257,7 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
     for (unsigned int i = 0; i < plain; i++) {
         buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
         __builtin_prefetch(buf[i], 1);
-        __builtin_prefetch(buf[i] + 64, 1);
+        __builtin_prefetch(second_line(buf[i]), 1);
     }
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
