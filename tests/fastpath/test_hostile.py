@@ -64,6 +64,9 @@ DEEDS: dict[str, Callable[[FrontEnd], None]] = {
     "short-chain": lambda front: offer_descriptor(front, SOMEWHERE, 4, 0),
     "indirect-table": lambda front: offer_descriptor(front, SOMEWHERE, 8, INDIRECT),
     "indirect-table and more": lambda front: offer_descriptor(front, SOMEWHERE, 16, INDIRECT | NEXT, 0),
+    "indirect-table that is the ring": lambda front: offer_descriptor(
+        front, guest(transmit_ring(front).desc), 16, INDIRECT
+    ),
     "memory-truncated": truncate,
 }
 

@@ -66,6 +66,7 @@ static inline void used_publish(struct ff_vring *vq, uint16_t n) {
 static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_chain *c) {
     const struct vring_desc *table = vq->desc;
     uint32_t size = vq->size, steps = 0;
+    bool indirect = false; /* the table's address does not tell: it may be the ring's */
 
     c->n = 0;
     c->len = 0;
@@ -83,8 +84,8 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
         d = desc_read(table, i);
         if (d.flags & VRING_DESC_F_INDIRECT) {
             /* 2.6.5.3.1: neither nested nor continued, and not empty */
-            if (table != vq->desc || d.flags & VRING_DESC_F_NEXT || d.len == 0 ||
-                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX) {
+            if (indirect || d.flags & VRING_DESC_F_NEXT || d.len == 0 || d.len % sizeof(d) != 0 ||
+                d.len / sizeof(d) > FF_CHAIN_MAX) {
                 ff_vring_fault(vq, FF_FAULT_INDIRECT);
                 return false;
             }
@@ -94,6 +95,7 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
                 return false;
             }
             size = d.len / sizeof(d);
+            indirect = true;
             steps = 0;
             i = 0;
             continue;
