@@ -187,4 +187,8 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(LIMIT)
 def test_front_ends_in_any_order(fastpath: FastPath, tmp_path: Path) -> None:
-    run_state_machine_as_test(lambda: Machine(fastpath, tmp_path), settings=SETTINGS)
+    class Here(Machine):
+        def __init__(self) -> None:
+            super().__init__(fastpath, tmp_path)
+
+    run_state_machine_as_test(Here, settings=SETTINGS)
