@@ -138,8 +138,7 @@ class FrontEnd:
             self.poll()
             for tx in self.tx:
                 tx.reap()
-        assert self.memory is not None
-        channel.set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
+        self.share_memory()
         for index, vring in enumerate(self.vrings):
             self._start_vring(channel, index, vring)
         for index in range(len(self.vrings)):
@@ -168,6 +167,19 @@ class FrontEnd:
         """Turns both rings of one queue pair on or off (SET_VRING_ENABLE)."""
         for index in (2 * queue, 2 * queue + 1):
             self._require_channel().set_vring(Request.SET_VRING_ENABLE, index, int(on))
+
+    def base_of(self, index: int) -> int:
+        """What SET_VRING_BASE says when a connection begins."""
+        return self.vrings[index].ring.base()
+
+    def set_vring(self, request: Request, index: int, num: int) -> None:
+        """Sends one message about one vring (SET_VRING_NUM, SET_VRING_BASE, ...), whether it makes sense or not."""
+        self._require_channel().set_vring(request, index, num)
+
+    def share_memory(self) -> None:
+        """Sends the memory table (again): a back-end that has it maps it anew, under running rings too."""
+        assert self.memory is not None
+        self._require_channel().set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
 
     def close(self) -> None:
         """Stops every ring as a driver does on shutdown (GET_VRING_BASE), disconnects and frees everything."""
@@ -341,7 +353,7 @@ class FrontEnd:
         ring = vring.ring
         channel.set_u64(Request.SET_VRING_CALL, index, [vring.call])
         channel.set_vring(Request.SET_VRING_NUM, index, ring.size)
-        channel.set_vring(Request.SET_VRING_BASE, index, ring.base())
+        channel.set_vring(Request.SET_VRING_BASE, index, self.base_of(index))
         desc, avail, used = ring.address
         channel.set(Request.SET_VRING_ADDR, VRING_ADDR.pack(index, 0, desc, used, avail, 0))
         # vhost-user doc, "Ring states": the kick starts the ring; it stays disabled until SET_VRING_ENABLE.

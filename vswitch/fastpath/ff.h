@@ -135,9 +135,9 @@ const char *ff_drop_name(unsigned int reason);
 enum ff_fault {
     FF_FAULT_NONE = 0,
     FF_FAULT_AVAIL_JUMP, /* more made available than the ring holds */
-    FF_FAULT_INDEX,      /* a descriptor index beyond the table */
+    FF_FAULT_INDEX,      /* a descriptor index, or a position, beyond the table */
     FF_FAULT_CHAIN,      /* a chain that loops, or is too long */
-    FF_FAULT_ADDRESS,    /* a buffer outside the shared memory */
+    FF_FAULT_ADDRESS,    /* a buffer or ring outside the shared memory */
     FF_FAULT_DIRECTION,  /* a buffer of the wrong direction */
     FF_FAULT_INDIRECT,   /* a bad indirect table */
     FF_FAULT_SHORT,      /* a chain without room for the virtio-net header */

@@ -87,6 +87,16 @@ static int parse_icmp(struct cursor *c, struct ff_key *key) {
     return FF_DROP_NONE;
 }
 
+/* RFC 9260 section 3.1; one without a whole common header has no ports. */
+static int parse_sctp(struct cursor *c, struct ff_key *key) {
+    if (c->len < 12)
+        return FF_DROP_NONE;
+    if (c->here < 12) /* beyond the head: only IPv6 extension headers reach that far */
+        return FF_DROP_MALFORMED_IPV6;
+    memcpy(&key->l4_src, c->p, 4);
+    return FF_DROP_NONE;
+}
+
 /* super: the IP length was 0, the frame is one of segmentation offload. */
 static inline int parse_l4(struct cursor *c, struct ff_key *key, int super) {
     if (key->ip_frag & FF_FRAG_LATER)
@@ -101,9 +111,7 @@ static inline int parse_l4(struct cursor *c, struct ff_key *key, int super) {
     case IPPROTO_ICMPV6:
         return parse_icmp(c, key);
     case IPPROTO_SCTP:
-        if (c->here >= 12)
-            memcpy(&key->l4_src, c->p, 4);
-        return FF_DROP_NONE;
+        return parse_sctp(c, key);
     default:
         return FF_DROP_NONE;
     }

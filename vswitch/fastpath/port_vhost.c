@@ -95,17 +95,28 @@ static void vring_stop(struct vhost_dev *d, unsigned int v) {
     vrings_stop(d, v, v + 1);
 }
 
-static void vring_start(struct vhost_dev *d, unsigned int v) {
+/* The front-end broke a rule: this queue stops, is counted and named. Any thread. */
+static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vring *vq,
+                        unsigned int v) {
+    atomic_store(&vq->active, false);
+    /* atomic: workers and librte_vhost's threads count */
+    __atomic_fetch_add(&w->port_stats[port->id].fault[vq->fault], 1, __ATOMIC_RELAXED);
+    ff_port_state(port, FF_PORT_LOST, "%s queue %u stopped: %s; reconnect",
+                  is_transmit(v) ? "transmit" : "receive", v / 2, ff_fault_name(vq->fault));
+}
+
+/* false: the ring is not to be used, which the port's state says. */
+static bool vring_start(struct vhost_dev *d, unsigned int v) {
     struct ff_vring *vq = &d->vring[v];
     struct rte_vhost_vring ring;
     uint16_t avail, used;
 
     if (!d->running || !(d->enabled & 1u << v) || atomic_load(&vq->active))
-        return;
+        return true;
     if (rte_vhost_get_vhost_vring(d->vid, (uint16_t)v, &ring) != 0 || ring.desc == NULL ||
         ring.avail == NULL || ring.used == NULL || ring.size == 0 ||
         rte_vhost_get_vring_base(d->vid, (uint16_t)v, &avail, &used) != 0)
-        return;
+        return true;
     *vq = (struct ff_vring){
         .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
         .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
@@ -129,9 +140,15 @@ static void vring_start(struct vhost_dev *d, unsigned int v) {
         vq->used_wrap = used & PACKED_WRAP;
     }
     vq->signalled = vq->last_used;
+    ff_vring_fault(vq, ff_vring_check(vq));
+    if (vq->fault != FF_FAULT_NONE) {
+        stop_faulty(ff.workers[0], d->port, vq, v);
+        return false;
+    }
     if (is_transmit(v))
         ff_vring_quiet(vq);
     atomic_store_explicit(&vq->active, true, memory_order_release);
+    return true;
 }
 
 static void all_stop(struct vhost_dev *d) {
@@ -156,10 +173,13 @@ static void mem_load(struct vhost_dev *d) {
     free(mem);
 }
 
-static void all_start(struct vhost_dev *d) {
+static bool all_start(struct vhost_dev *d) {
+    bool good = true;
+
     mem_load(d);
     for (unsigned int v = 0; v < VRINGS; v++)
-        vring_start(d, v);
+        good &= vring_start(d, v);
+    return good;
 }
 
 /* Transmit queues are those that the front-end receives on, from 0 without a gap. */
@@ -229,11 +249,11 @@ static enum rte_vhost_msg_result after_message(int vid, void *msg) {
     if (m->request == VHOST_USER_SET_MEM_TABLE) {
         mem_load(d);
         if (d->running)
-            all_start(d);
+            (void)all_start(d);
         else
             ff_port_state(d->port, FF_PORT_MEMORY_MAPPED, "the peer shared its memory");
     } else if (vring_of(m) < VRINGS) {
-        vring_start(d, vring_of(m));
+        (void)vring_start(d, vring_of(m));
     } else if (m->request == VHOST_USER_SET_VRING_ENABLE && (uint32_t)m->u64 < VRINGS) {
         uint32_t bit = 1u << (uint32_t)m->u64;
 
@@ -278,7 +298,7 @@ static int vring_state_changed(int vid, uint16_t vring, int enable) {
         return 0;
     if (enable) {
         d->enabled |= 1u << vring;
-        vring_start(d, vring);
+        (void)vring_start(d, vring);
     } else {
         d->enabled &= ~(1u << vring);
         vring_stop(d, vring);
@@ -290,15 +310,17 @@ static int vring_state_changed(int vid, uint16_t vring, int enable) {
 static int new_device(int vid) {
     struct vhost_dev *d = dev_of(vid);
     unsigned int pairs = (unsigned int)rte_vhost_get_vring_num(vid) / 2;
+    bool good;
 
     if (d == NULL || rte_vhost_get_negotiated_features(vid, &d->features) != 0)
         return -1;
     d->port->offloads = FF_OFF_FREE | ff_offload_guest(d->features);
     d->running = true;
-    all_start(d);
+    good = all_start(d);
     tx_queues_update(d);
     atomic_store_explicit(&d->port->ready, true, memory_order_release);
-    ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
+    if (good)
+        ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
     return 0;
 }
 
@@ -327,15 +349,6 @@ static inline bool usable(struct ff_vring *vq) {
     return atomic_load_explicit(&vq->active, memory_order_acquire);
 }
 
-/* The front-end broke a rule: this queue stops, is counted and named. */
-static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vring *vq,
-                        const char *what, unsigned int queue) {
-    atomic_store(&vq->active, false);
-    w->port_stats[port->id].fault[vq->fault]++;
-    ff_port_state(port, FF_PORT_LOST, "%s queue %u stopped: %s; reconnect", what, queue,
-                  ff_fault_name(vq->fault));
-}
-
 static inline bool broken(const struct vhost_dev *d, struct ff_vring *vq) {
     if (unlikely(atomic_load_explicit(&d->mem.lost, memory_order_relaxed)))
         vq->fault = FF_FAULT_MEMORY; /* whatever the zeros looked like */
@@ -351,7 +364,7 @@ static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned
         return 0;
     n = ff_vring_rx(vq, &w->arena, frames, n);
     if (unlikely(broken(d, vq)))
-        stop_faulty(w, port, vq, "transmit", queue);
+        stop_faulty(w, port, vq, 2 * queue + 1);
     return n;
 }
 
@@ -375,7 +388,7 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
             sent.accounted = too_long;
         }
         if (unlikely(broken(d, vq)))
-            stop_faulty(w, port, vq, "receive", queue);
+            stop_faulty(w, port, vq, 2 * queue);
     } else {
         w->port_stats[port->id].drop[FF_DROP_PORT_DOWN] += n;
         sent.accounted = n;

@@ -62,6 +62,33 @@ void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reade
     }
 }
 
+static bool in_memory(const struct ff_mem *mem, const void *p, uint64_t len) {
+    for (unsigned int i = 0; i < mem->n; i++) {
+        const struct ff_region *r = &mem->region[i];
+        uint64_t off = (uintptr_t)p - (uintptr_t)r->host;
+
+        if (off < r->size)
+            return len <= r->size - off;
+    }
+    return false;
+}
+
+unsigned int ff_vring_check(const struct ff_vring *vq) {
+    uint32_t n = vq->size, event = vq->event_idx ? sizeof(uint16_t) : 0;
+    uint64_t driver = sizeof(struct vring_packed_desc_event), device = driver;
+
+    if (!vq->packed) {
+        driver = sizeof(*vq->avail) + n * sizeof(vq->avail->ring[0]) + event;
+        device = sizeof(*vq->used) + n * sizeof(vq->used->ring[0]) + event;
+    }
+    if (!in_memory(vq->mem, vq->desc, n * sizeof(*vq->desc)) ||
+        !in_memory(vq->mem, vq->avail, driver) || !in_memory(vq->mem, vq->used, device))
+        return FF_FAULT_ADDRESS;
+    if (vq->packed && (vq->last_avail >= n || vq->last_used >= n))
+        return FF_FAULT_INDEX;
+    return FF_FAULT_NONE;
+}
+
 void ff_vring_quiet(struct ff_vring *vq) {
     if (vq->packed)
         vq->device_event->flags = VRING_PACKED_EVENT_FLAG_DISABLE;

@@ -65,6 +65,13 @@ struct ff_vring {
     };
 } __rte_cache_aligned;
 
+/*
+ * The fault of a ring that does not lie in its guest's memory, or whose
+ * position is not in the ring. librte_vhost translates a ring by the size
+ * of that time, takes any other later, and never looks at positions.
+ */
+unsigned int ff_vring_check(const struct ff_vring *vq);
+
 /* The flag that says "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
 void ff_vring_quiet(struct ff_vring *vq);
 
@@ -135,6 +142,24 @@ static inline bool ff_chain_add(struct ff_vring *vq, struct ff_chain *c, uint64_
     c->seg[c->n++] = (struct ff_seg){p, len};
     c->len += len;
     return true;
+}
+
+/*
+ * Of several chains for one frame: whether it was only too many buffers in all,
+ * no fault of any of them. The frame is then too long for this driver.
+ */
+static inline bool ff_chain_overflow(struct ff_vring *vq, const struct ff_chain *c,
+                                     unsigned int chains_before) {
+    if (chains_before == 0 || vq->fault != FF_FAULT_CHAIN || c->n < FF_CHAIN_MAX)
+        return false;
+    vq->fault = FF_FAULT_NONE;
+    return true;
+}
+
+/* Whether a chain may join the burst: the others, should they be single buffers, need a piece each.
+ */
+static inline bool ff_arena_takes_chain(const struct ff_arena *arena) {
+    return arena->n_segs + FF_CHAIN_MAX + FF_BURST <= FF_ARENA_SEGS;
 }
 
 /*

@@ -160,7 +160,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
                     uint16_t *id, uint16_t *count) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
     c.n = c.len = 0;
     if (!chain_read(vq, at, false, &c, id, count))
@@ -243,8 +243,10 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
             g->short_of = true;
             return;
         }
-        if (!chain_read(vq, from, true, &c, &g->head[g->heads].id, &g->head[g->heads].count))
+        if (!chain_read(vq, from, true, &c, &g->head[g->heads].id, &g->head[g->heads].count)) {
+            g->too_long = ff_chain_overflow(vq, &c, g->heads);
             return;
+        }
         if (c.len == before || c.seg[0].len < vq->hdr_len || c.len <= vq->hdr_len) {
             ff_vring_fault(vq, FF_FAULT_SHORT);
             return;

@@ -66,6 +66,7 @@ static inline void used_publish(struct ff_vring *vq, uint16_t n) {
 static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_chain *c) {
     const struct vring_desc *table = vq->desc;
     uint32_t size = vq->size, steps = 0;
+    bool indirect = false; /* the table's address does not tell: it may be the ring's */
 
     for (;;) {
         struct vring_desc d;
@@ -81,8 +82,8 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
         d = desc_read(table, i);
         if (d.flags & VRING_DESC_F_INDIRECT) {
             /* 2.6.5.3.1: neither nested nor continued, and not empty */
-            if (table != vq->desc || d.flags & VRING_DESC_F_NEXT || d.len == 0 ||
-                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX) {
+            if (indirect || d.flags & VRING_DESC_F_NEXT || d.len == 0 || d.len % sizeof(d) != 0 ||
+                d.len / sizeof(d) > FF_CHAIN_MAX) {
                 ff_vring_fault(vq, FF_FAULT_INDIRECT);
                 return false;
             }
@@ -92,6 +93,7 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
                 return false;
             }
             size = d.len / sizeof(d);
+            indirect = true;
             steps = 0;
             i = 0;
             continue;
@@ -120,6 +122,11 @@ static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_
     return ff_mem_at(vq->mem, d.addr, d.len);
 }
 
+/* For prefetching, which NULL does not hurt; arithmetic with it is undefined in C. */
+static inline const void *second_line(const uint8_t *buf) {
+    return (const void *)((uintptr_t)buf + RTE_CACHE_LINE_SIZE);
+}
+
 static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
     return __atomic_load_n(&vq->avail->ring[(uint16_t)(vq->last_avail + offset) & (vq->size - 1u)],
                            __ATOMIC_RELAXED);
@@ -130,7 +137,7 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
                     struct ff_frame *f) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
     c.n = c.len = 0;
     if (!chain_read(vq, head, false, &c))
@@ -164,7 +171,7 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     for (i = 0; i < n; i++) {
         buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
         rte_prefetch0(buf[i]);
-        rte_prefetch0(buf[i] + 64);
+        rte_prefetch0(second_line(buf[i]));
     }
     for (i = 0; i < n; i++) {
         if (likely(buf[i] != NULL))
@@ -211,8 +218,10 @@ static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, ui
             return g;
         }
         head = avail_head(vq, (uint16_t)(at + g.heads));
-        if (!chain_read(vq, head, true, &c))
+        if (!chain_read(vq, head, true, &c)) {
+            g.too_long = ff_chain_overflow(vq, &c, g.heads);
             return g;
+        }
         if (c.len == before || c.seg[0].len < vq->hdr_len || c.len <= vq->hdr_len) {
             ff_vring_fault(vq, FF_FAULT_SHORT);
             return g;
@@ -251,7 +260,7 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
     for (unsigned int i = 0; i < plain; i++) {
         buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
         __builtin_prefetch(buf[i], 1);
-        __builtin_prefetch(buf[i] + 64, 1);
+        __builtin_prefetch(second_line(buf[i]), 1);
     }
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
