@@ -7,6 +7,7 @@ for one thread, asyncio's. Nothing here decides anything.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,17 @@ class QueueStats(NamedTuple):
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    rx_cycles: int
+
+
+class Rxq(NamedTuple):
+    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far."""
+
+    port_id: int
+    queue: int
+    worker: int
+    packets: int
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +324,10 @@ class FastPath:
 
     @staticmethod
     def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
-        queues = tuple(QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes) for q in s.queue[0:n_queues])
-        rx_packets, rx_bytes, tx_packets, tx_bytes = (sum(column) for column in zip(*queues, strict=True))
+        queues = tuple(
+            QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes, q.rx_cycles) for q in s.queue[0:n_queues]
+        )
+        rx_packets, rx_bytes, tx_packets, tx_bytes, _ = (sum(column) for column in zip(*queues, strict=True))
         return PortStats(
             rx_packets,
             rx_bytes,
@@ -335,6 +349,21 @@ class FastPath:
     @property
     def tsc_hz(self) -> int:
         return int(lib.ff_tsc_hz())
+
+    # ---- workers ----
+
+    def rxqs(self) -> list[Rxq]:
+        """The receive queues of all ports, by port and queue."""
+        room = sum(self._queues.values())
+        found = ffi.new("struct ff_rxq[]", max(room, 1))
+        n = min(lib.ff_rxq_list(found, room), room)
+        return [Rxq(r.port_id, r.queue, r.worker, r.packets, r.cycles) for r in found[0:n]]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int) -> None:
+        """Gives a receive queue to a worker; packets of one queue stay in order. Raises FastPathError."""
+        rc = lib.ff_rxq_move(port_id, queue, worker)
+        if rc < 0:
+            raise FastPathError(f"queue {queue} cannot move to worker {worker}: {os.strerror(-rc)}")
 
     # ---- flows ----
 
