@@ -243,6 +243,13 @@ class FrontEnd:
                 self._wait([vring], deadline, f"{tx.pending} frames to be taken")
                 tx.reap()
 
+    def replace_kick(self, queue: int, fd: int) -> int:
+        """Gives a transmit queue another descriptor to be kicked by, and returns the old one; the caller closes it."""
+        index = 2 * queue + 1
+        self._require_channel().set_u64(Request.SET_VRING_KICK, index, [fd])
+        old, self.vrings[index].kick = self.vrings[index].kick, fd
+        return old
+
     def poll(self) -> int:
         """Takes what has come, on every queue; returns how many frames wait for `receive`."""
         for queue, rx in enumerate(self.rx):

@@ -193,7 +193,6 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, bool interrupts
     port->rx_queues = RTE_MIN(port->rx_queues, info.max_rx_queues);
     port->tx_queues = (uint16_t)RTE_MIN(RTE_MIN(ff.n_workers, (unsigned int)info.max_tx_queues),
                                         (unsigned int)FF_MAX_QUEUES);
-    port->tx_shared = port->tx_queues < ff.n_workers;
     /* frames of any length are chains of buffers, where the driver can */
     conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
     conf.txmode.offloads = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
@@ -201,6 +200,11 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, bool interrupts
     rc = pool_make(d, info.driver_name);
     if (rc == 0)
         rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    if (rc != 0 && d->pool == NULL && port->tx_queues != port->rx_queues) {
+        port->tx_queues = port->rx_queues; /* net_tap wants as many of each */
+        rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    }
+    port->tx_shared = port->tx_queues < ff.n_workers;
     if (rc == 0)
         rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->ethdev, &rx_desc, &tx_desc);
     for (uint16_t q = 0; q < port->rx_queues && rc == 0; q++)
