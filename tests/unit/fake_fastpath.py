@@ -6,10 +6,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, PortStats, QueueStats, TapRecord, WorkerStats
+from vswitch.slowpath.fastpath import (
+    FastPathError,
+    PortEvent,
+    PortInfo,
+    PortStats,
+    QueueStats,
+    Rxq,
+    TapRecord,
+    WorkerStats,
+)
 from vswitch.slowpath.types import Action, Finish, Flow, FlowStats, Key, PortConfig, PortState, PortType, Upcall
 
-NO_QUEUE = QueueStats(0, 0, 0, 0)
+NO_QUEUE = QueueStats(0, 0, 0, 0, 0)
 
 
 def port_stats(rx: int = 0, tx: int = 0, replicated: int = 0, drops: dict[str, int] | None = None) -> PortStats:
@@ -33,6 +42,11 @@ class FakeFastPath:
         self.stats: dict[int, PortStats] = {}
         self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
         self.tap_batch = 256
+        self.n_workers = 1
+        self.tsc_hz = 1000
+        self.busy: dict[int, int] = {}  # cycles of each worker
+        self.cycles: dict[tuple[int, int], int] = {}  # by port and queue
+        self.placed: dict[tuple[int, int], int] = {}  # worker, 0 unless moved
         self.idle = (0, 0)
         self.taps_lost = 0
         self.stopped = False
@@ -135,8 +149,19 @@ class FakeFastPath:
 
     def worker_stats(self) -> Sequence[WorkerStats]:
         return [
-            WorkerStats(cpu=1, loops=10, busy_loops=5, sleeps=0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2)
+            WorkerStats(1, loops=10, busy_loops=5, sleeps=0, busy_cycles=busy, packets=0, hits=0, misses=0, parked=2)
+            for busy in (self.busy.get(worker, 0) for worker in range(self.n_workers))
         ]
+
+    def rxqs(self) -> Sequence[Rxq]:
+        return [
+            Rxq(port_id, queue, self.placed.get((port_id, queue), 0), 0, self.cycles.get((port_id, queue), 0))
+            for port_id, config in self.ports.items()
+            for queue in range(config.queues)
+        ]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int, /) -> None:
+        self.placed[port_id, queue] = worker
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

@@ -12,6 +12,7 @@ import click
 from vswitch.cli.client import Client
 from vswitch.cli.ports import complete_port
 from vswitch.cli.render import output_option, print_json, print_table
+from vswitch.cli.workers import print_workers
 
 
 def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = str) -> str:
@@ -22,10 +23,19 @@ def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = 
 
 @click.command()
 @click.argument("port", required=False, shell_complete=complete_port)
+@click.option("--workers", is_flag=True, help="Which worker polls which receive queue, and how busy each is.")
 @output_option()
 @click.pass_obj
-def stats(run_dir: Path, port: str | None, output: str) -> None:
-    """Count packets: per port, and with PORT per queue and worker."""
+def stats(run_dir: Path, port: str | None, workers: bool, output: str) -> None:
+    """Count packets: per port, and with PORT per queue and worker.
+
+    Loads, with --workers, are shares of a worker's time over the last ten seconds.
+    """
+    if workers:
+        if port:
+            raise click.UsageError("--workers is about all ports: leave PORT out")
+        print_workers(run_dir, output)
+        return
     with Client(run_dir) as client:
         found = client.call("stats", {"port": port} if port else None)
     if output == "json":
