@@ -5,6 +5,8 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
+# What these test differs with several workers, and EAL starts once a process.
+TWO_WORKERS := flows idle peers pmd ports upcalls workers
 PY_PATHS := vswitch tests $(SCRIPTS) setup.py
 
 .PHONY: demo build test asan lint format bench-switch clean
@@ -17,6 +19,7 @@ build: build/module.stamp
 
 test: build lint
 	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
+	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One EAL for the whole test process (DPDK allows no second one), one `Switch` a test.
 
-FFSWITCH_TEST_WORKERS says how many workers there are; `make test` runs these tests with one and with two.
+FFSWITCH_TEST_WORKERS says how many workers there are; `make test` runs with one, and some files with two.
 """
 
 from __future__ import annotations

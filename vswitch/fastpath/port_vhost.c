@@ -196,8 +196,13 @@ static void tx_queues_update(struct vhost_dev *d) {
 
     while (n < port->rx_queues && d->enabled & 1u << 2 * n)
         n++;
-    port->tx_shared = n < ff.n_workers;
+    if (n == port->tx_queues)
+        return;
+    port->tx_shared = true; /* while workers may differ about the number */
+    ff_synchronize();
     port->tx_queues = n;
+    ff_synchronize();
+    port->tx_shared = n < ff.n_workers;
 }
 
 /* ---- callbacks, in librte_vhost's threads ---- */
