@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | asan | lint | format | bench-switch | clean
+# make demo | build | test | test-long | asan | lint | format | bench-switch | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -7,9 +7,9 @@ C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 # What these test differs with several workers, and EAL starts once a process.
 TWO_WORKERS := flows idle peers pmd ports upcalls workers
-PY_PATHS := vswitch tests $(SCRIPTS) setup.py
+PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test asan lint format bench-switch clean
+.PHONY: demo build test test-long asan lint format bench-switch clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -17,9 +17,13 @@ demo: build
 
 build: build/module.stamp
 
-test: build lint
-	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
-	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest $(TWO_WORKERS:%=tests/fastpath/test_%.py)
+test: build lint build/guest.stamp
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fastpath tests/system
+	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
+
+# What takes minutes: `make test` leaves it out.
+test-long: build build/guest.stamp
+	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -33,12 +37,12 @@ lint: build/venv.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
-	clang-format --dry-run -Werror $(C_FILES) tests/bench/*.c
+	clang-format --dry-run -Werror $(C_FILES) tests/bench/traffic/*.[ch]
 
 format: build/venv.stamp
 	.venv/bin/ruff check --fix $(PY_PATHS)
 	.venv/bin/ruff format $(PY_PATHS)
-	clang-format -i $(C_FILES) tests/bench/*.c
+	clang-format -i $(C_FILES) tests/bench/traffic/*.[ch]
 
 bench-switch: build
 	scripts/install-deps --bench
@@ -58,6 +62,10 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
+	@touch $@
+
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+	$(PYTHON) -m tests.guest.image
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py

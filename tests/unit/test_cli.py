@@ -356,6 +356,7 @@ def test_show(run: Run, daemon: Daemon) -> None:
 
 FLOW = {"id": 3, "match": "in_port=web0,dl_dst=02:..", "actions": "output:db0", "packets": 5, "bytes": 320, "idle_s": 2}
 ENTRY = {
+    "network": "default",
     "vlan": 10,
     "mac": "02:..",
     "port": "web0",
@@ -380,6 +381,7 @@ def test_flows(run: Run, daemon: Daemon) -> None:
 def test_fdb(run: Run, daemon: Daemon) -> None:
     fake = daemon(fdb_dump=[ENTRY], fdb_flush={"deleted": 2})
     assert run("fdb")[1].splitlines()[1].split() == [
+        "default",
         "10",
         "02:..",
         "web0",
@@ -406,7 +408,10 @@ def test_stats(run: Run, daemon: Daemon) -> None:
         "totals": {
             "received": 7,
             "replicated": 0,
+            "injected": 0,
+            "encapsulated": 0,
             "sent": 3,
+            "decapsulated": 0,
             "dropped": {"policy": 3, "vlan": 1},
             "parked": 0,
             "balanced": True,
@@ -417,6 +422,9 @@ def test_stats(run: Run, daemon: Daemon) -> None:
     assert "policy 3, vlan 1" in out
     assert "received 7 + copies 0 = sent 3 + dropped 4 (policy 3, vlan 1) + waiting 0\n" in out
     assert "12.3" in out
+    found["totals"] |= {"injected": 2, "encapsulated": 3, "decapsulated": 5}  # type: ignore[operator]
+    line = "received 7 + copies 0 + made here 2 + packed 3 = sent 3 + unpacked 5 + dropped 4"
+    assert line in run("stats")[1]
     found["totals"] = {**found["totals"], "balanced": False}  # type: ignore[dict-item]
     assert "counted while packets moved" in run("stats")[1]
     assert "QUEUE" in run("stats", "web0")[1]

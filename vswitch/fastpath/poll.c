@@ -159,13 +159,29 @@ void ff_poll_leave(struct ff_worker *w, struct ff_command *cmd) {
     w->leaving = cmd;
 }
 
+/* Whether packets from the queue are parked; what an uplink received in tunnels counts for other
+ * ports. */
+static bool holds(const struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    if (w->parked_in[port->id][queue] > 0)
+        return true;
+    if (atomic_load(&port->uplink) == NULL)
+        return false;
+    for (uint16_t id = 1; id < FF_MAX_PORTS; id++) {
+        const struct ff_port *other = ff_port(id);
+
+        if (other != NULL && other->ops == &ff_port_vxlan_ops && w->parked_in[id][queue] > 0)
+            return true;
+    }
+    return false;
+}
+
 void ff_poll_release(struct ff_worker *w) {
     struct ff_command **at = &w->leaving, *cmd;
 
     while ((cmd = *at) != NULL) {
         struct ff_port *port = ff_port(cmd->port);
 
-        if (port != NULL && w->parked_in[cmd->port][cmd->queue] > 0) {
+        if (port != NULL && holds(w, port, cmd->queue)) {
             at = &cmd->leaving;
             continue;
         }

@@ -67,6 +67,7 @@ struct ff_port_ops {
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
+extern const struct ff_port_ops ff_port_vxlan_ops;
 
 struct ff_port {
     uint16_t id;
@@ -79,11 +80,11 @@ struct ff_port {
     uint32_t parked_max; /* packets, per worker */
     uint32_t snaplen;    /* of taps */
     const struct ff_port_ops *ops;
-    void *dev; /* the port type's own */
+    void *dev;                             /* the port type's own */
+    struct ff_uplink_conf *_Atomic uplink; /* the tunnel ends that it receives for, or NULL */
     rte_spinlock_t tx_lock[FF_MAX_QUEUES];
     _Atomic uint8_t polled_by[FF_MAX_QUEUES]; /* worker; see poll.c */
-    _Atomic uint8_t
-        held[FF_MAX_QUEUES]; /* workers that a queue has left, with its packets parked */
+    _Atomic uint8_t held[FF_MAX_QUEUES];      /* workers it left with packets of it parked */
     /* control and vhost threads only, under ff.event_lock */
     int state;
     char reason[FF_NAME_LEN];
@@ -116,10 +117,12 @@ struct ff_out {
 
 /* A request from the control thread to a worker. The worker sets done last. */
 struct ff_command {
-    enum { FF_CMD_VERDICT, FF_CMD_PURGE, FF_CMD_LEAVE } type;
+    enum { FF_CMD_VERDICT, FF_CMD_PURGE, FF_CMD_PACKET, FF_CMD_LEAVE } type;
     uint64_t upcall;            /* verdict */
     struct ff_actions *actions; /* verdict; owned by the command */
-    uint16_t port;              /* purge, leave */
+    struct rte_mbuf *packet;    /* packet; the worker's from then on */
+    uint16_t port;              /* purge, packet, leave */
+    uint16_t remote;            /* packet: tunnel end */
     uint16_t queue;             /* leave */
     _Atomic bool done;
     struct ff_command *next;
@@ -232,6 +235,11 @@ void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
 int ff_event_init(void);
 void ff_event_forget(uint16_t port_id);
 
+int ff_tunnel_init(void);
+void ff_tunnel_fini(void);
+/* The port is no uplink any more; workers may look at what it was until ff_synchronize. */
+void ff_uplink_clear(struct ff_port *port);
+
 int ff_sigbus_init(void);
 /* Says that this thread may touch guest memory before any port knows of it. */
 void ff_sigbus_expected(void);
@@ -282,6 +290,15 @@ struct ff_parked_flow *ff_upcall_find(struct ff_worker *w, const struct ff_key *
 void ff_upcall_park(struct ff_worker *w, struct ff_parked_flow *flow, struct ff_frame *frame,
                     const struct ff_key *key, unsigned int queue);
 unsigned int ff_upcall_commands(struct ff_worker *w);
+/*
+ * Takes the tunnelled frames out of what an uplink received and does the
+ * pipeline for them; returns how many are left, at the front of frames.
+ */
+unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigned int queue,
+                            struct ff_frame *frames, unsigned int n);
+/* Packs a frame for frame->remote and outputs it on the way there. */
+void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                     struct ff_frame *frame);
 void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,

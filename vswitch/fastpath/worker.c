@@ -15,7 +15,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     struct ff_frame frames[FF_BURST];
     uint64_t bytes = 0;
     uint64_t now;
-    unsigned int n;
+    unsigned int n, got;
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
@@ -30,6 +30,9 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_RX))
         for (unsigned int i = 0; i < n; i++)
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
+    got = n;
+    if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
+        n = ff_vxlan_input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
     if (port->ops->rx_done != NULL)
@@ -37,7 +40,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     now = rte_rdtsc();
     q->rx_cycles += now - w->mark;
     w->mark = now;
-    return n;
+    return got;
 }
 
 /*

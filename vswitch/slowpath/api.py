@@ -270,6 +270,7 @@ class Api:
         now = time.monotonic()
         return (
             {
+                "network": entry.network,
                 "vlan": entry.vlan,
                 "mac": mac_text(entry.mac),
                 "port": self._switch.port_label(entry.port),
