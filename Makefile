@@ -6,6 +6,8 @@ PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fuzz/*.[ch])
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
+# What these test differs with several workers, and EAL starts once a process.
+TWO_WORKERS := flows idle peers pmd ports upcalls workers
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
 FUZZERS := build/fuzz/vring build/fuzz/parser
@@ -21,6 +23,7 @@ build: build/module.stamp
 
 test: build lint build/guest.stamp $(FUZZERS)
 	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system
+	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # What takes minutes: `make test` leaves it out.
 test-long: build build/guest.stamp
@@ -63,7 +66,7 @@ bench-instructions: build
 	$(PYTHON) -m tests.bench.instructions
 
 clean:
-	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- what is made once, and again only when its sources change ----

@@ -20,6 +20,7 @@ def test_a_broken_rule_costs_its_own_port(switch: Switch, deed: str) -> None:
     bad, left, right = switch.add_hosts(3)
     switch.install(flow(output(right.id), in_port=left.id), flow(output(right.id), in_port=bad.id))
     DEEDS[deed](bad.peer)
+    bad.peer.kick()
     switch.wait_state(bad, PortState.LOST)
     assert f"transmit queue 0 stopped: {deed.split(maxsplit=1)[0]}" in switch.fp.port_info(bad.id).reason
     assert switch.received(bad) == 0

@@ -12,6 +12,7 @@ from vswitch.slowpath.fastpath import (
     PortInfo,
     PortStats,
     QueueStats,
+    Rxq,
     TapRecord,
     WorkerStats,
 )
@@ -31,7 +32,7 @@ from vswitch.slowpath.types import (
     Uplink,
 )
 
-NO_QUEUE = QueueStats(0, 0, 0, 0, 0)
+NO_QUEUE = QueueStats(0, 0, 0, 0, 0, 0)
 
 
 def port_stats(
@@ -62,6 +63,11 @@ class FakeFastPath:
         self.stats: dict[int, PortStats] = {}
         self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
         self.tap_batch = 256
+        self.n_workers = 1
+        self.tsc_hz = 1000
+        self.busy: dict[int, int] = {}  # cycles of each worker
+        self.cycles: dict[tuple[int, int], int] = {}  # by port and queue
+        self.placed: dict[tuple[int, int], int] = {}  # worker, 0 unless moved
         self.idle = (0, 0)
         self.loops = 10
         self.asleep = False
@@ -182,13 +188,26 @@ class FakeFastPath:
 
     def worker_stats(self) -> Sequence[WorkerStats]:
         perf = PerfStats(bursts=4, sampled_packets=2, stage_cycles={"rx": 60}, verdicts=1, verdict_cycles=9)
-        return [WorkerStats(1, self.loops, 5, 0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2, perf=perf)]
+        return [
+            WorkerStats(1, self.loops, 5, 0, busy_cycles=busy, packets=0, hits=0, misses=0, parked=2, perf=perf)
+            for busy in (self.busy.get(worker, 0) for worker in range(self.n_workers))
+        ]
 
     def worker_asleep(self, worker: int, /) -> bool:
         return self.asleep
 
     def suspects(self) -> Sequence[Suspect]:
         return self.suspected
+
+    def rxqs(self) -> Sequence[Rxq]:
+        return [
+            Rxq(port_id, queue, self.placed.get((port_id, queue), 0), 0, self.cycles.get((port_id, queue), 0))
+            for port_id, config in self.ports.items()
+            for queue in range(config.queues)
+        ]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int, /) -> None:
+        self.placed[port_id, queue] = worker
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.unit.fake_fastpath import FakeFastPath, port_stats
-from vswitch.slowpath.api import SPIN_US, Api, Settings
+from vswitch.slowpath.api import Api, Settings
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import check_devargs
 from vswitch.slowpath.fastpath import TAP_RX, TAP_TRACE, TAP_TX, TapRecord
@@ -110,6 +110,8 @@ async def test_port_life(bench: Bench) -> None:
         ("port.set", {"name": "a", "values": []}, -32602, "must be an object"),
         ("switch.set", {"values": {"mac_age": 0}}, -32602, "mac_age: '0' is not a number from 1"),
         ("switch.set", {"values": {"idle_sleep": 1.5}}, -32602, "idle_sleep"),
+        ("switch.set", {"values": {"idle_spin": -1}}, -32602, "idle_spin"),
+        ("switch.set", {"values": {"auto_lb": "perhaps"}}, -32602, "'perhaps' is neither true nor false"),
         ("switch.set", {"values": {"log_level": "loud"}}, -32602, "none of debug"),
         ("switch.set", {"values": {"speed": 1}}, -32602, "unknown key 'speed'"),
         ("switch.set", {}, -32602, "must be an object"),
@@ -126,11 +128,19 @@ async def test_refused(bench: Bench, method: str, params: dict[str, Any], code: 
 
 
 async def test_settings(bench: Bench) -> None:
-    assert bench.fake.idle == (SPIN_US, 100)
-    values = {"mac_age": "60", "flow_idle": 5, "idle_sleep": "0", "log_level": "warning"}
-    changed = {"mac_age": 60.0, "flow_idle": 5.0, "idle_sleep": 0, "log_level": "warning"}
+    assert bench.fake.idle == (50, 100)
+    values = {
+        "mac_age": "60",
+        "flow_idle": 5,
+        "idle_spin": 20,
+        "idle_sleep": "0",
+        "auto_lb": "false",
+        "log_level": "warning",
+    }
+    changed = values | {"mac_age": 60.0, "flow_idle": 5.0, "idle_sleep": 0, "auto_lb": False}
     assert await bench.call("switch.set", values=values) == changed == await bench.call("switch.get")
-    assert (bench.core.mac_age, bench.core.flow_idle, bench.fake.idle) == (60.0, 5.0, (SPIN_US, 0))
+    assert (bench.core.mac_age, bench.core.flow_idle, bench.fake.idle) == (60.0, 5.0, (20, 0))
+    assert not bench.switch.workers.auto_lb
     assert (await bench.error("switch.set", values={"flow_idle": 7, "mac_age": 0}))[0] == -32602
     assert await bench.call("switch.get") == changed
 
@@ -172,7 +182,7 @@ async def test_stats(bench: Bench) -> None:
     assert stats["workers"][0]["perf"]["stage_cycles"] == {"rx": 60}
     assert stats["tsc_hz"] == bench.fake.tsc_hz
     assert stats["ports"]["a"]["drops"] == {"vlan": 8}
-    counted = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "tx_full")
+    counted = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "tx_full", "rx_cycles")
     assert stats["ports"]["b"]["queues"] == [dict.fromkeys(counted, 0)]
     assert stats["warnings"] == []
     assert stats["workers"][0]["busy_pct"] == 50.0

@@ -23,6 +23,7 @@ _MODULES = {
     "ports": ("add-port", "del-port", "list-ports", "show", "set", "get"),
     "flows": ("dump-flows", "fdb"),
     "stats": ("stats",),
+    "workers": ("rebalance",),
     "top": ("top",),
     "trace": ("trace",),
     "capture": ("capture",),

@@ -14,6 +14,7 @@ from vswitch.cli.client import Client
 from vswitch.cli.perf import perf_between, print_perf, to_json
 from vswitch.cli.ports import complete_port
 from vswitch.cli.render import output_option, print_json, print_table
+from vswitch.cli.workers import print_workers
 
 
 def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = str) -> str:
@@ -31,17 +32,26 @@ def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = 
     metavar="SECS",
     help="With --perf: measure for so long.  [default: 1]",
 )
+@click.option("--workers", is_flag=True, help="Which worker polls which receive queue, and how busy each is.")
 @output_option()
 @click.pass_obj
-def stats(run_dir: Path, port: str | None, perf: bool, interval: float | None, output: str) -> None:
+def stats(  # noqa: PLR0917 (click passes them by name)
+    run_dir: Path, port: str | None, perf: bool, interval: float | None, workers: bool, output: str
+) -> None:
     """Count packets: per port, and with PORT per queue and worker.
 
-    With --perf, measure each worker for a while instead.
+    With --perf, measure each worker for a while instead. Loads, with --workers, are shares of a worker's time over the
+    last ten seconds.
     """
-    if perf and port:
-        raise click.UsageError("--perf is about workers, not about a port")
+    if port and (perf or workers):
+        raise click.UsageError("--perf and --workers are about workers, not about a port: leave PORT out")
+    if perf and workers:
+        raise click.UsageError("--perf or --workers, not both")
     if interval and not perf:
         raise click.UsageError("--interval goes with --perf")
+    if workers:
+        print_workers(run_dir, output)
+        return
     with Client(run_dir) as client:
         if perf:
             _measure(client, interval or 1.0, output)

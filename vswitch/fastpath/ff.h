@@ -259,7 +259,8 @@ int ff_event_drain(struct ff_event *events, int n);
 struct ff_queue_stats {
     uint64_t rx_packets, rx_bytes;
     uint64_t tx_packets, tx_bytes;
-    uint64_t tx_full; /* frames dropped as FF_DROP_RING_FULL */
+    uint64_t tx_full;   /* frames dropped as FF_DROP_RING_FULL */
+    uint64_t rx_cycles; /* TSC cycles spent on what was received here */
 };
 /* One writer, the worker; read with plain 64-bit loads at any time. */
 struct ff_port_stats {
@@ -297,7 +298,8 @@ enum ff_stage {
 const char *ff_stage_name(unsigned int stage);
 
 struct ff_worker_stats {
-    uint64_t loops, busy_loops, sleeps;
+    uint64_t loops, busy_loops;
+    uint64_t sleeps;      /* counted before each */
     uint64_t busy_cycles; /* TSC cycles of loops that moved packets */
     uint64_t packets;     /* received */
     uint64_t hits, misses;
@@ -334,6 +336,30 @@ struct ff_suspect {
  * at most n. Returns how many.
  */
 int ff_suspects(struct ff_suspect *suspects, int n);
+/* ---- workers ------------------------------------------------------------ */
+
+/*
+ * One receive queue. A new port's queues go to the workers that have the
+ * fewest; ff_rxq_move changes that.
+ */
+struct ff_rxq {
+    uint16_t port_id;
+    uint16_t queue;
+    uint16_t worker;
+    uint64_t packets;
+    uint64_t cycles; /* as in struct ff_queue_stats, of all workers that ever polled it */
+};
+/* The first n receive queues of all ports, by port and queue; returns how many there are. */
+int ff_rxq_list(struct ff_rxq *rxqs, int n);
+
+/*
+ * Gives a receive queue to another worker. Returns at once: the new worker
+ * begins when the old one has let go of the queue and has no packet of it
+ * parked any more, so packets of one queue never overtake each other. Until
+ * then what arrives waits in the queue. -ENOENT: no such queue; -EINVAL: no
+ * such worker.
+ */
+int ff_rxq_move(uint16_t port_id, uint16_t queue, uint16_t worker);
 
 /* ---- flows ------------------------------------------------------------- */
 
@@ -485,8 +511,10 @@ int ff_tap_drain(struct ff_tap_rec *recs, int n, uint8_t *buf, size_t buf_len, u
 /* ---- idle --------------------------------------------------------------- */
 
 /*
- * A worker that found nothing for spin_us sleeps for growing times up to
- * sleep_us between looks; sleep_us 0: never sleeps.
+ * A worker that found nothing for spin_us sleeps until a queue of its own or a
+ * call of the control thread wakes it. While it polls a queue that cannot wake
+ * it (of a driver without receive interrupts), it sleeps for growing times up
+ * to sleep_us between looks. sleep_us 0: never sleeps.
  */
 void ff_idle_set(uint32_t spin_us, uint32_t sleep_us);
 

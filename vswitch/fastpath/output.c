@@ -40,14 +40,15 @@ static struct ff_sent send_tapped(struct ff_worker *w, struct ff_port *port, uns
 static unsigned int send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                             struct ff_frame *frames, unsigned int n) {
     bool tap = atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX;
+    bool shared = port->tx_shared;
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     struct ff_sent sent;
 
-    if (unlikely(port->tx_shared))
+    if (unlikely(shared))
         rte_spinlock_lock(&port->tx_lock[queue]);
     sent = unlikely(tap) ? send_tapped(w, port, queue, frames, n)
                          : port->ops->tx(w, port, queue, frames, n);
-    if (unlikely(port->tx_shared))
+    if (unlikely(shared))
         rte_spinlock_unlock(&port->tx_lock[queue]);
     q->tx_packets += sent.packets;
     q->tx_bytes += sent.bytes;

@@ -40,6 +40,7 @@ struct pmd_dev {
         unsigned int n;
         struct rte_mbuf *mbufs[FF_BURST];
     } lent[FF_MAX_QUEUES]; /* out of that pool, until rx_done */
+    struct ff_waker intr[FF_MAX_QUEUES];
 };
 
 static void lend(struct pmd_dev *d, unsigned int queue, struct ff_frame *f, struct rte_mbuf *m) {
@@ -148,6 +149,27 @@ static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned
     return sent;
 }
 
+static bool pmd_arm(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    return ff_waker_watch(w, &d->intr[queue]) &&
+           rte_eth_dev_rx_intr_enable(d->ethdev, (uint16_t)queue) == 0;
+}
+
+static void pmd_disarm(struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    if (d->intr[queue].epoll >= 0)
+        (void)rte_eth_dev_rx_intr_disable(d->ethdev, (uint16_t)queue);
+}
+
+static void pmd_leave(struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    pmd_disarm(port, queue);
+    ff_waker_unwatch(&d->intr[queue]);
+}
+
 static bool is_xdp_socket(int fd) {
     int domain = 0;
     socklen_t len = sizeof(domain);
@@ -197,7 +219,7 @@ static int pool_make(struct pmd_dev *d, const char *driver) {
     static unsigned int made;
     char name[RTE_MEMPOOL_NAMESIZE];
 
-    if (strcmp(driver, XDP_DRIVER) != 0)
+    if (strcmp(driver, XDP_DRIVER) != 0 || d->pool != NULL)
         return 0;
     snprintf(name, sizeof(name), "ff_xdp_%u", made++);
     d->pool =
@@ -223,9 +245,9 @@ static uint64_t tx_offloads(struct ff_port *port, const struct rte_eth_dev_info 
     return csum | tso | ip; /* net_virtio has no such flag: whoever makes its segments sees to it */
 }
 
-static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
+static int queues_setup(struct ff_port *port, struct pmd_dev *d, bool interrupts, char *err) {
     struct rte_eth_dev_info info;
-    struct rte_eth_conf conf = {0};
+    struct rte_eth_conf conf = {.intr_conf.rxq = interrupts};
     uint16_t rx_desc = RX_DESC, tx_desc = TX_DESC;
     int before[XDP_SOCKETS], rc;
     unsigned int n_before = xdp_sockets(before, XDP_SOCKETS);
@@ -238,7 +260,6 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     port->rx_queues = RTE_MIN(port->rx_queues, info.max_rx_queues);
     port->tx_queues = (uint16_t)RTE_MIN(RTE_MIN(ff.n_workers, (unsigned int)info.max_tx_queues),
                                         (unsigned int)FF_MAX_QUEUES);
-    port->tx_shared = port->tx_queues < ff.n_workers;
     /* frames of any length are chains of buffers, where the driver can */
     conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
     conf.txmode.offloads =
@@ -248,6 +269,11 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     rc = pool_make(d, info.driver_name);
     if (rc == 0)
         rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    if (rc != 0 && d->pool == NULL && port->tx_queues != port->rx_queues) {
+        port->tx_queues = port->rx_queues; /* net_tap wants as many of each */
+        rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    }
+    port->tx_shared = port->tx_queues < ff.n_workers;
     if (rc == 0)
         rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->ethdev, &rx_desc, &tx_desc);
     for (uint16_t q = 0; q < port->rx_queues && rc == 0; q++)
@@ -263,8 +289,22 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     return rc;
 }
 
-static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, char *err) {
-    int rc = queues_setup(port, d, err);
+/* Notes which queues have a receive interrupt; the others have to be looked at. */
+static void interrupts_note(const struct ff_port *port, struct pmd_dev *d) {
+    for (uint16_t q = 0; q < FF_MAX_QUEUES; q++)
+        d->intr[q] = FF_NO_WAKER;
+    for (uint16_t q = 0; q < port->rx_queues; q++) {
+        /* first: without it, asking for the descriptor is an error to DPDK */
+        if (rte_eth_dev_rx_intr_enable(d->ethdev, q) != 0)
+            continue;
+        d->intr[q].fd = rte_eth_dev_rx_intr_ctl_q_get_fd(d->ethdev, q);
+        (void)rte_eth_dev_rx_intr_disable(d->ethdev, q);
+    }
+}
+
+static int device_try(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, bool interrupts,
+                      char *err) {
+    int rc = queues_setup(port, d, interrupts, err);
 
     if (rc != 0)
         return rc;
@@ -280,7 +320,15 @@ static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, c
     }
     /* a bridge receives what is for others; drivers without filters refuse, and need not */
     (void)rte_eth_promiscuous_enable(d->ethdev);
+    interrupts_note(port, d);
     return 0;
+}
+
+static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, char *err) {
+    /* drivers without receive interrupts ignore the wish, or refuse to start with it */
+    int rc = device_try(port, d, mtu, true, err);
+
+    return rc == 0 || d->pool != NULL ? rc : device_try(port, d, mtu, false, err);
 }
 
 static void device_remove(const struct pmd_dev *d) {
@@ -370,6 +418,8 @@ static void pmd_close(struct ff_port *port) {
 
     atomic_store(&port->ready, false);
     ff_synchronize();
+    for (uint16_t q = 0; q < FF_MAX_QUEUES; q++)
+        ff_waker_unwatch(&d->intr[q]);
     device_remove(d);
     dev_free(d);
 }
@@ -394,5 +444,8 @@ const struct ff_port_ops ff_port_pmd_ops = {
     .rx = pmd_rx,
     .rx_done = pmd_rx_done,
     .tx = pmd_tx,
+    .arm = pmd_arm,
+    .disarm = pmd_disarm,
+    .leave = pmd_leave,
     .info = pmd_info,
 };

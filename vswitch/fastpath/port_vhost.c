@@ -6,10 +6,12 @@
  * positions given to librte_vhost; afterwards they are loaded from there.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/vhost.h>
 #include <linux/virtio_config.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <rte_vhost.h>
 
@@ -78,6 +80,30 @@ static void vring_save(const struct vhost_dev *d, unsigned int v) {
     (void)rte_vhost_set_vring_base(d->vid, (uint16_t)v, avail, used);
 }
 
+/*
+ * A descriptor of our own for the eventfd that the front-end kicks, which
+ * shares it: closing librte_vhost's alone would leave it in the worker's epoll
+ * set for ever. What is no eventfd is left alone, as a poll of it may block.
+ */
+static int kick_open(int fd) {
+    char path[32], what[32];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    n = fd < 0 ? -1 : readlink(path, what, sizeof(what) - 1);
+    if (n < 0)
+        return -1;
+    what[n] = '\0';
+    return strcmp(what, "anon_inode:[eventfd]") == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+static void kick_close(struct ff_vring *vq) {
+    ff_waker_unwatch(&vq->kick);
+    if (vq->kick.fd >= 0)
+        close(vq->kick.fd);
+    vq->kick = FF_NO_WAKER;
+}
+
 /* Stops workers at the vrings from `first` up to `end`: none of them uses these any more. */
 static void vrings_stop(struct vhost_dev *d, unsigned int first, unsigned int end) {
     bool was_active[VRINGS];
@@ -86,9 +112,11 @@ static void vrings_stop(struct vhost_dev *d, unsigned int first, unsigned int en
         was_active[v] = atomic_exchange(&d->vring[v].active, false);
     /* also for a vring that its worker stopped itself, and may not have left yet */
     ff_synchronize();
-    for (unsigned int v = first; v < end; v++)
+    for (unsigned int v = first; v < end; v++) {
+        kick_close(&d->vring[v]);
         if (was_active[v])
             vring_save(d, v);
+    }
 }
 
 static void vring_stop(struct vhost_dev *d, unsigned int v) {
@@ -117,6 +145,7 @@ static bool vring_start(struct vhost_dev *d, unsigned int v) {
         ring.avail == NULL || ring.used == NULL || ring.size == 0 ||
         rte_vhost_get_vring_base(d->vid, (uint16_t)v, &avail, &used) != 0)
         return true;
+    kick_close(vq);
     *vq = (struct ff_vring){
         .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
         .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
@@ -128,6 +157,7 @@ static bool vring_start(struct vhost_dev *d, unsigned int v) {
         .last_avail = avail,
         .last_used = used,
         .call_fd = ring.callfd,
+        .kick = {.fd = is_transmit(v) ? kick_open(ring.kickfd) : -1, .epoll = -1},
         .mem = &d->mem,
         .desc = ring.desc,
         .avail = ring.avail,
@@ -145,9 +175,9 @@ static bool vring_start(struct vhost_dev *d, unsigned int v) {
         stop_faulty(ff.workers[0], d->port, vq, v);
         return false;
     }
-    if (is_transmit(v))
-        ff_vring_quiet(vq);
+    ff_vring_quiet(vq);
     atomic_store_explicit(&vq->active, true, memory_order_release);
+    ff_wake_all();
     return true;
 }
 
@@ -189,8 +219,13 @@ static void tx_queues_update(struct vhost_dev *d) {
 
     while (n < port->rx_queues && d->enabled & 1u << 2 * n)
         n++;
-    port->tx_shared = n < ff.n_workers;
+    if (n == port->tx_queues)
+        return;
+    port->tx_shared = true; /* while workers may differ about the number */
+    ff_synchronize();
     port->tx_queues = n;
+    ff_synchronize();
+    port->tx_shared = n < ff.n_workers;
 }
 
 /* ---- callbacks, in librte_vhost's threads ---- */
@@ -319,6 +354,7 @@ static int new_device(int vid) {
     good = all_start(d);
     tx_queues_update(d);
     atomic_store_explicit(&d->port->ready, true, memory_order_release);
+    ff_wake_all();
     if (good)
         ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
     return 0;
@@ -372,6 +408,36 @@ static void vhost_rx_done(struct ff_port *port, unsigned int queue) {
     struct vhost_dev *d = port->dev;
 
     ff_vring_rx_done(&d->vring[2 * queue + 1]);
+}
+
+static bool vhost_arm(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (!usable(vq)) /* whoever makes it so wakes the workers */
+        return true;
+    if (!ff_waker_watch(w, &vq->kick))
+        return false;
+    ff_vring_listen(vq);
+    return true;
+}
+
+static void vhost_disarm(struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (usable(vq))
+        ff_vring_quiet(vq);
+}
+
+static void vhost_leave(struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (!usable(vq)) /* librte_vhost's thread takes care of it */
+        return;
+    ff_waker_unwatch(&vq->kick);
+    ff_vring_quiet(vq);
 }
 
 static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
@@ -470,6 +536,8 @@ static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, cha
     d->port = port;
     d->server = conf->server;
     d->vid = -1;
+    for (unsigned int v = 0; v < VRINGS; v++)
+        d->vring[v].kick = FF_NO_WAKER;
     port->dev = d;
     rc = dev_link(d, err);
     if (rc == 0) {
@@ -521,6 +589,9 @@ const struct ff_port_ops ff_port_vhost_ops = {
     .rx = vhost_rx,
     .rx_done = vhost_rx_done,
     .tx = vhost_tx,
+    .arm = vhost_arm,
+    .disarm = vhost_disarm,
+    .leave = vhost_leave,
     .info = vhost_info,
     .mem = vhost_mem,
     .unstarted = vhost_unstarted,

@@ -96,6 +96,18 @@ void ff_vring_quiet(struct ff_vring *vq) {
         vq->used->flags = VRING_USED_F_NO_NOTIFY;
 }
 
+void ff_vring_listen(struct ff_vring *vq) {
+    if (vq->packed) {
+        vq->device_event->flags = VRING_PACKED_EVENT_FLAG_ENABLE;
+    } else if (vq->event_idx) { /* section 2.6.8: the event index follows the used ring */
+        struct vring_used *used = vq->used;
+
+        *(__virtio16 *)(void *)&used->ring[vq->size] = vq->last_avail;
+    } else {
+        vq->used->flags = 0;
+    }
+}
+
 unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n) {
     arena->n_heads = 0;

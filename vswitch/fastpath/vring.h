@@ -50,6 +50,7 @@ struct ff_vring {
     uint16_t held_flags; /* and the flags that will give all of them back */
     uint8_t fault;       /* enum ff_fault */
     int call_fd;
+    struct ff_waker kick; /* of transmit queues; the descriptor is our own */
     const struct ff_mem *mem;
     union {
         struct vring_desc *desc;
@@ -72,8 +73,10 @@ struct ff_vring {
  */
 unsigned int ff_vring_check(const struct ff_vring *vq);
 
-/* The flag that says "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
+/* Tells the driver "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
 void ff_vring_quiet(struct ff_vring *vq);
+/* Tells it to notify of the next buffer. A full barrier, then a look, must follow. */
+void ff_vring_listen(struct ff_vring *vq);
 
 /* The host address of `len` bytes at guest address `gpa`, or NULL. */
 static inline uint8_t *ff_mem_at(const struct ff_mem *mem, uint64_t gpa, uint32_t len) {

@@ -82,6 +82,17 @@ class QueueStats(NamedTuple):
     tx_packets: int
     tx_bytes: int
     tx_full: int
+    rx_cycles: int
+
+
+class Rxq(NamedTuple):
+    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far."""
+
+    port_id: int
+    queue: int
+    worker: int
+    packets: int
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +301,10 @@ class FastPath:
     @staticmethod
     def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
         queues = tuple(
-            QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes, q.tx_full) for q in s.queue[0:n_queues]
+            QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes, q.tx_full, q.rx_cycles)
+            for q in s.queue[0:n_queues]
         )
-        rx_packets, rx_bytes, tx_packets, tx_bytes, _ = (sum(column) for column in zip(*queues, strict=True))
+        rx_packets, rx_bytes, tx_packets, tx_bytes, *_ = (sum(column) for column in zip(*queues, strict=True))
         return PortStats(
             rx_packets,
             rx_bytes,
@@ -347,6 +359,21 @@ class FastPath:
     @property
     def tsc_hz(self) -> int:
         return int(lib.ff_tsc_hz())
+
+    # ---- workers ----
+
+    def rxqs(self) -> list[Rxq]:
+        """The receive queues of all ports, by port and queue."""
+        room = sum(self._queues.values())
+        found = ffi.new("struct ff_rxq[]", max(room, 1))
+        n = min(lib.ff_rxq_list(found, room), room)
+        return [Rxq(r.port_id, r.queue, r.worker, r.packets, r.cycles) for r in found[0:n]]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int) -> None:
+        """Gives a receive queue to a worker; packets of one queue stay in order. Raises FastPathError."""
+        rc = lib.ff_rxq_move(port_id, queue, worker)
+        if rc < 0:
+            raise FastPathError(f"queue {queue} cannot move to worker {worker}: {os.strerror(-rc)}")
 
     # ---- flows ----
 

@@ -38,6 +38,7 @@ from vswitch.slowpath.types import (
     PortState,
     PortType,
 )
+from vswitch.slowpath.workers import Workers
 
 log = logging.getLogger(__name__)
 dpdk_log = logging.getLogger("dpdk")
@@ -96,6 +97,7 @@ class Switch:
         self.run_dir = run_dir
         self.flows = Installer(fast_path)
         self.taps = TapHub(fast_path)
+        self.workers = Workers(fast_path, self._config_of, clock)
         self.ports: dict[str, PortEntry] = {}
         self._by_id: dict[int, PortEntry] = {}
         self._state_file = run_dir / "state.json"
@@ -112,6 +114,10 @@ class Switch:
             return self.ports[name]
         except KeyError:
             raise SwitchError(f"there is no port {name}: `ffswitch list-ports` shows those there are") from None
+
+    def _config_of(self, port_id: int) -> PortConfig | None:
+        entry = self._by_id.get(port_id)
+        return entry.config if entry else None
 
     def port_label(self, port_id: int) -> str:
         """The name of a port by its number, for people."""
@@ -171,7 +177,16 @@ class Switch:
         undo.callback(self._detach, entry)
         self.flows.execute(commands)
         self.taps.port_added(port_id)
+        self._pin(entry)
         self._tell_change()
+
+    def _pin(self, entry: PortEntry) -> None:
+        """Bind a new port's queues; the state file may be that of a switch with more workers."""
+        try:
+            self.workers.check(entry.config)
+            self.workers.pin(entry.id, entry.config)
+        except (FastPathError, SwitchError) as error:
+            log.warning("port %s: %s; its queues are placed by load", entry.config.name, error)
 
     def _detach(self, entry: PortEntry) -> None:
         """Take a port out of everything but the fast path, so that no flow leads to it any more."""
@@ -214,6 +229,8 @@ class Switch:
         config = change_port(before, values)
         if config.mirror not in ("", before.mirror):
             self.port(config.mirror)
+        if config.rxq_affinity != before.rxq_affinity:
+            self.workers.check(config)
         entry.config = config
         try:
             if entry.id:
@@ -226,6 +243,8 @@ class Switch:
             raise SwitchError(f"port {name}: {error}") from None
         if entry.id:
             self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
+            if config.rxq_affinity != before.rxq_affinity:
+                self._pin(entry)
         return entry
 
     def _apply_limits(self, entry: PortEntry) -> None:
@@ -334,6 +353,7 @@ class Switch:
             self.flows.execute(self.core.flow_stats(counters, self._clock()))
             await asyncio.sleep(0)
         self._pass_log()
+        self.workers.tick()
         now = self._clock()
         self._look_for_wedged(now)
         self.flows.execute(self.core.tick(now))

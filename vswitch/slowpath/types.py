@@ -164,6 +164,7 @@ class PortConfig:
     mirror: str = ""  # name of the port that gets a copy of what this one sends and receives
     mac_quota: int = 4096  # MACs that may be learned on this port
     upcall_budget: int = 512  # packets that may wait for a verdict at a time
+    rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
 
 
 @dataclass(frozen=True, slots=True)
