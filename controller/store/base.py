@@ -13,6 +13,8 @@ from typing import Any, Self
 
 # etcd's default --max-txn-ops: compares, operations of either branch.
 MAX_TXN_OPS = 128
+# etcd's MaxLeaseTTL, seconds.
+MAX_TTL = 9_000_000_000
 
 
 class StoreError(Exception):
@@ -290,11 +292,26 @@ def holds(compare: Compare, found: KeyValue | None) -> bool:
     return _RELATIONS[compare.relation](getattr(found, compare.target.value), compare.operand)
 
 
+def prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    """The keys that begin with `prefix` as UTF-8: from the first (included) to the second (not included)."""
+    if not prefix:
+        return b"\0", b"\xff"
+    first = prefix.encode()
+    # UTF-8 has no byte 0xff, so the last one can always be counted up.
+    return first, first[:-1] + bytes([first[-1] + 1])
+
+
 def check_key(key: str) -> None:
     """Raises ValueError for what cannot be a key: no text, or not UTF-8."""
     if not key:
         raise ValueError("a key is not empty")
     key.encode()
+
+
+def check_ttl(ttl: int) -> None:
+    """Raises ValueError for a time to live that etcd would not take."""
+    if not 1 <= ttl <= MAX_TTL:
+        raise ValueError(f"a lease of {ttl} seconds: it is from 1 to {MAX_TTL}")
 
 
 def check_txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op]) -> None:
@@ -308,7 +325,9 @@ def check_txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[
     for ops in (then, orelse):
         puts: set[str] = set()
         for op in ops:
-            if not isinstance(op, DeletePrefix):
+            if isinstance(op, DeletePrefix):
+                op.prefix.encode()
+            else:
                 check_key(op.key)
             if isinstance(op, Put):
                 if op.key in puts:
