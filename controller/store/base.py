@@ -34,10 +34,10 @@ class StoreRefused(StoreError):
 
 
 class Compacted(StoreError):
-    """The revision asked for is gone; `revision` is the newest one that was compacted."""
+    """What happened at `revision` is forgotten."""
 
-    def __init__(self, wanted: int, revision: int) -> None:
-        super().__init__(f"revision {wanted} is compacted (up to {revision}): list again")
+    def __init__(self, revision: int) -> None:
+        super().__init__(f"revision {revision} is compacted: list again")
         self.revision = revision
 
 

@@ -85,7 +85,7 @@ class LogReader:
             if revision > newest:
                 raise StoreRefused(f"revision {revision} is in the future, the store is at {newest}")
             if revision and revision < compacted:
-                raise Compacted(revision, compacted)
+                raise Compacted(revision)
             at = "superseded > ? AND revision <= ?" if 0 < revision < newest else f"superseded = {LIVE}"
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} FROM log INDEXED BY log_key WHERE key >= ? AND key < ? AND {at} ORDER BY key",
@@ -104,7 +104,7 @@ class LogReader:
         with self._snapshot():
             newest, compacted = self._meta()
             if from_revision <= compacted:
-                raise Compacted(from_revision, compacted)
+                raise Compacted(from_revision)
             rows = self._db.execute(query, (from_revision, newest, first, end, BATCH_ROWS)).fetchall()
             if len(rows) == BATCH_ROWS:
                 # The last revision may go on after the limit.
