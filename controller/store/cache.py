@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of a part of the store that follows it: list, watch, and on a lost or compacted watch list again and compare."""
+"""A copy of a part of the store that follows it: list, watch, and when the watch ends list again and compare."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.store.base import (
@@ -35,7 +35,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The copy is at `revision` now, and these changes brought it there: at most one for each key, maybe none at all."""
+    """The copy is at `revision` now, and these changes brought it there: at most one for each key, maybe none."""
 
     revision: int
     changes: tuple[Change, ...]
@@ -60,7 +60,7 @@ class Mirror:
         """By key; read it, and do not hold on to it across an await."""
         return self._items
 
-    async def updates(self) -> AsyncIterator[Update]:
+    async def updates(self) -> AsyncGenerator[Update, None]:
         """The first update is the whole state; after it, what changed. Endless; while the store is away it waits.
 
         Close the iterator when it is left early (`contextlib.aclosing`). Raises StoreError when the store refuses, or
@@ -118,7 +118,7 @@ class Mirror:
 
 
 def diff(old: Mapping[str, KeyValue], new: Iterable[KeyValue]) -> tuple[Change, ...]:
-    """What turns the state `old` into `new`, in order of keys. A key that was written again differs, whatever was written."""
+    """What turns the state `old` into `new`, in order of keys. A key that was written again differs in any case."""
     after = {item.key: item for item in new}
     return tuple(
         Change(key, old.get(key), after.get(key))

@@ -2,8 +2,8 @@
 """One leader at a time, and a fence around what it writes.
 
 The leader's key is bound to a lease, and the key's create_revision is the leader's epoch: it grows from leader to
-leader and never comes twice. Each write of a leader compares it, so the store itself refuses whoever was deposed, however
-late the write arrives and whatever its clock says.
+leader and never comes twice. Each write of a leader compares it, so the store itself refuses whoever was deposed,
+however late the write arrives and whatever its clock says.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from controller.store.base import (
     Compacted,
@@ -37,6 +38,15 @@ class Deposed(StoreError):
     """This leader is none any more: the write was refused, nothing happened."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """`ttl` in seconds; it may be over at `deadline`, by the event loop's clock."""
+
+    number: int
+    ttl: int
+    deadline: float
+
+
 class Leadership:
     """An epoch in which this process leads, from `campaign` until `resign` or until the lease is gone.
 
@@ -44,17 +54,17 @@ class Leadership:
     lives, by this process's own monotonic clock.
     """
 
-    def __init__(self, store: Store, key: str, epoch: int, lease: int, deadline: float, ttl: int) -> None:
-        """Use `campaign`. Renews the lease of `ttl` seconds, which may end at `deadline` (the event loop's clock)."""
+    def __init__(self, store: Store, key: str, epoch: int, lease: _Lease) -> None:
+        """Use `campaign`. Renews the lease from now on."""
         self.epoch = epoch
         self.lost = asyncio.Event()
         self._store = store
         self._key = key
-        self._lease = lease
-        self._renewing = asyncio.create_task(self._renew(deadline, ttl))
+        self._lease = lease.number
+        self._renewing = asyncio.create_task(self._renew(lease.ttl, lease.deadline))
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op] = ()) -> TxnResult:
-        """`Store.txn`, in this epoch only: raises Deposed when it is over. One compare and one operation fewer fit in."""
+        """`Store.txn`, in this epoch only: raises Deposed when it is over. One compare and `orelse` fewer fit in."""
         fence = Compare(self._key, Target.CREATE, Relation.EQUAL, self.epoch)
         answer = await self._store.txn([fence, *compares], then, [*orelse, Get(self._key)])
         if answer.succeeded:
@@ -72,7 +82,7 @@ class Leadership:
         await asyncio.gather(self._renewing, return_exceptions=True)
         await _give_up(self._store, self._lease)
 
-    async def _renew(self, deadline: float, ttl: int) -> None:
+    async def _renew(self, ttl: int, deadline: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -110,7 +120,7 @@ async def campaign(store: Store, key: str, identity: str, ttl: int) -> Leadershi
             if epoch is None:
                 await asyncio.shield(_give_up(store, lease))
         if epoch is not None:
-            return Leadership(store, key, epoch, lease, deadline, ttl)
+            return Leadership(store, key, epoch, _Lease(lease, ttl, deadline))
 
 
 async def _vacancy(store: Store, key: str) -> None:
