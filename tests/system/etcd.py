@@ -11,22 +11,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-START_TIMEOUT = 60.0
-
 
 class EtcdCluster:
     """Three members by default. `endpoints` is for EtcdStore. End it with `stop`."""
 
-    def __init__(self, directory: Path, size: int = 3, *options: str) -> None:
+    def __init__(self, directory: Path, size: int = 3, *options: str, scheme: str = "http") -> None:
         """Start the members; data and logs go to `directory`. They answer a little later: clients wait by themselves.
 
-        `options` are etcd's, for each member.
+        `options` are etcd's, for each member; `scheme` is that of the clients.
         """
         self._directory = directory
         ports = _free_ports(2 * size)
         self._peers = [f"http://127.0.0.1:{port}" for port in ports[:size]]
         self.endpoints = [f"127.0.0.1:{port}" for port in ports[size:]]
         self._options = options
+        self._scheme = scheme
         self._members: list[subprocess.Popen[bytes] | None] = [None] * size
         try:
             for index in range(size):
@@ -38,7 +37,7 @@ class EtcdCluster:
     def start(self, index: int) -> None:
         """Start a member, for the first time or again."""
         cluster = ",".join(f"m{number}={peer}" for number, peer in enumerate(self._peers))
-        client = f"http://{self.endpoints[index]}"
+        client = f"{self._scheme}://{self.endpoints[index]}"
         command = ["etcd", "--name", f"m{index}", "--data-dir", str(self._directory / f"m{index}")]
         command += ["--listen-peer-urls", self._peers[index], "--initial-advertise-peer-urls", self._peers[index]]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
@@ -82,9 +81,9 @@ class EtcdCluster:
 
 
 @contextlib.contextmanager
-def etcd_cluster(directory: Path, size: int = 3, *options: str) -> Iterator[EtcdCluster]:
+def etcd_cluster(directory: Path, size: int = 3, *options: str, scheme: str = "http") -> Iterator[EtcdCluster]:
     """A cluster that ends with the block."""
-    cluster = EtcdCluster(directory, size, *options)
+    cluster = EtcdCluster(directory, size, *options, scheme=scheme)
     try:
         yield cluster
     finally:
