@@ -25,9 +25,10 @@ REQUIRE_LEADER = (("hasleader", "true"),)
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A member that stands still is found by pings; etcd allows one in 5 s (--grpc-keepalive-min-time).
+    # A member that stands still is found by pings; etcd allows one in 5 s (--grpc-keepalive-min-time). What ends the
+    # connection is this time-out of each ping, 60 s by default; grpc.keepalive_timeout_ms alone does not shorten it.
     ("grpc.keepalive_time_ms", 6000),
-    ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.ping_timeout_ms", 3000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
