@@ -23,11 +23,11 @@ Policy = Callable[[Upcall], tuple[Sequence[Flow], Sequence[Action]]]
 
 
 class Fates(NamedTuple):
-    """What became of the packets since the test began: received + replicated = sent + dropped + parked."""
+    """What became of the packets since the test began, as in ff.h."""
 
-    received: int
+    received: int  # or made by the switch: injected, packed
     replicated: int
-    sent: int
+    sent: int  # or unpacked
     dropped: int
     parked: int
 
@@ -214,9 +214,9 @@ class Switch:
     def _totals(self, ids: Iterable[int]) -> Fates:
         stats = [self.fp.port_stats(port_id) for port_id in ids]
         return Fates(
-            sum(port.rx_packets for port in stats),
+            sum(port.rx_packets + port.injected + port.encapsulated for port in stats),
             sum(port.replicated for port in stats),
-            sum(port.tx_packets for port in stats),
+            sum(port.tx_packets + port.decapsulated for port in stats),
             sum(sum(port.drops.values()) for port in stats),
             sum(worker.parked for worker in self.fp.worker_stats()),
         )

@@ -7,7 +7,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, PortStats, QueueStats, TapRecord, WorkerStats
-from vswitch.slowpath.types import Action, Finish, Flow, FlowStats, Key, PortConfig, PortState, PortType, Upcall
+from vswitch.slowpath.types import (
+    Action,
+    Finish,
+    Flow,
+    FlowStats,
+    Key,
+    PortConfig,
+    PortState,
+    PortType,
+    Remote,
+    Upcall,
+    Uplink,
+)
 
 NO_QUEUE = QueueStats(0, 0, 0, 0)
 
@@ -36,6 +48,9 @@ class FakeFastPath:
         self.idle = (0, 0)
         self.taps_lost = 0
         self.stopped = False
+        self.sent: list[tuple[int, bytes]] = []  # packet_out
+        self.uplinks: dict[int, Uplink] = {}
+        self.remotes: dict[int, Remote] = {}
         self.refuse_ports = ""  # why port_add fails
         self.refuse_flows: set[Flow] = set()
         self._flow_ids: dict[tuple[Key, Key], int] = {}
@@ -78,7 +93,7 @@ class FakeFastPath:
         port_id = next(n for n in range(1, 1024) if n not in self.ports)
         self.ports[port_id] = config
         self.limits[port_id] = (config.mtu, config.upcall_budget)
-        self.states[port_id] = PortState.READY if config.type is PortType.PMD else PortState.WAITING
+        self.states[port_id] = PortState.WAITING if config.type is PortType.VHOST_USER else PortState.READY
         return port_id
 
     def port_del(self, port_id: int, /) -> None:
@@ -129,6 +144,18 @@ class FakeFastPath:
 
     def flow_lookup(self, key: Key, /) -> int:
         return 0
+
+    def packet_out(self, port_id: int, frame: bytes, /) -> None:
+        self.sent.append((port_id, frame))
+
+    def uplink_set(self, port_id: int, uplink: Uplink, /) -> None:
+        self.uplinks[port_id] = uplink
+
+    def remote_set(self, number: int, remote: Remote | None, /) -> None:
+        if remote is None:
+            self.remotes.pop(number, None)
+        else:
+            self.remotes[number] = remote
 
     def port_stats(self, port_id: int, /) -> PortStats:
         return self.stats.get(port_id, port_stats())

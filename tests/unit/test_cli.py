@@ -406,7 +406,10 @@ def test_stats(run: Run, daemon: Daemon) -> None:
         "totals": {
             "received": 7,
             "replicated": 0,
+            "injected": 0,
+            "encapsulated": 0,
             "sent": 3,
+            "decapsulated": 0,
             "dropped": {"policy": 3, "vlan": 1},
             "parked": 0,
             "balanced": True,
@@ -417,6 +420,9 @@ def test_stats(run: Run, daemon: Daemon) -> None:
     assert "policy 3, vlan 1" in out
     assert "received 7 + copies 0 = sent 3 + dropped 4 (policy 3, vlan 1) + waiting 0\n" in out
     assert "12.3" in out
+    found["totals"] |= {"injected": 2, "encapsulated": 3, "decapsulated": 5}  # type: ignore[operator]
+    line = "received 7 + copies 0 + made here 2 + packed 3 = sent 3 + unpacked 5 + dropped 4"
+    assert line in run("stats")[1]
     found["totals"] = {**found["totals"], "balanced": False}  # type: ignore[dict-item]
     assert "counted while packets moved" in run("stats")[1]
     assert "QUEUE" in run("stats", "web0")[1]

@@ -425,7 +425,10 @@ def test_totals_hold_ports_that_are_gone(bench: Bench) -> None:
     assert bench.switch.counters().to_json(parked=2) == {
         "received": 15,
         "replicated": 1,
+        "injected": 0,
+        "encapsulated": 0,
         "sent": 9,
+        "decapsulated": 0,
         "dropped": {"policy": 4, "vlan": 1},
         "parked": 2,
         "balanced": True,

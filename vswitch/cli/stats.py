@@ -82,14 +82,22 @@ def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
+def _term(name: str, count: int, end: str = "") -> str:
+    return f"{name} {count}{end}" if count else ""
+
+
 def _print_totals(totals: Mapping[str, Any]) -> None:
     dropped = totals["dropped"]
     number = sum(dropped.values())
     reasons = f" ({drop_text(dropped)})" if number else ""
     click.echo()
     click.echo(
-        f"received {totals['received']} + copies {totals['replicated']} = sent {totals['sent']} + "
-        f"dropped {number}{reasons} + waiting {totals['parked']}"
+        f"received {totals['received']} + copies {totals['replicated']}"
+        + _term(" + made here", totals["injected"])
+        + _term(" + packed", totals["encapsulated"])
+        + f" = sent {totals['sent']} + "
+        + _term("unpacked", totals["decapsulated"], " + ")
+        + f"dropped {number}{reasons} + waiting {totals['parked']}"
         + ("" if totals["balanced"] else " (counted while packets moved)")
     )
 

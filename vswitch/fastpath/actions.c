@@ -18,9 +18,18 @@ static int action_valid(const struct ff_action *a, bool last) {
         return last && a->arg > FF_DROP_NONE && a->arg < FF_DROP_MAX;
     case FF_ACT_UPCALL:
         return last;
+    case FF_ACT_SET_TUNNEL:
+        return a->arg != 0 && a->arg < FF_MAX_REMOTES;
+    case FF_ACT_CHECK_LEN:
+        return a->arg >= FF_ETH_HLEN;
     default:
         return 0;
     }
+}
+
+/* The order in which actions are done whatever the caller's. */
+static unsigned int rank_of(const struct ff_action *a) {
+    return a->type == FF_ACT_CHECK_LEN ? 0 : a->type == FF_ACT_MIRROR ? 1 : 2;
 }
 
 struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, int *rc) {
@@ -42,17 +51,13 @@ struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, 
     if (a == NULL)
         return NULL;
     *a = (struct ff_actions){.only = -1};
-    /* a mirror gets the packet as received: before anything changes it */
+    /* a length that does not fit sends nothing yet, and a mirror gets the packet as received */
+    for (unsigned int rank = 0; rank < 3; rank++)
+        for (uint32_t i = 0; i < n; i++)
+            if (rank_of(&list[i]) == rank)
+                a->list[a->n++] = list[i];
     for (uint32_t i = 0; i < n; i++)
-        if (list[i].type == FF_ACT_MIRROR)
-            a->list[a->n++] = list[i];
-    a->n_outputs = a->n;
-    for (uint32_t i = 0; i < n; i++) {
-        if (list[i].type == FF_ACT_MIRROR)
-            continue;
-        a->n_outputs += list[i].type == FF_ACT_OUTPUT;
-        a->list[a->n++] = list[i];
-    }
+        a->n_outputs += list[i].type == FF_ACT_OUTPUT || list[i].type == FF_ACT_MIRROR;
     a->ends = list[n - 1].type == FF_ACT_DROP || list[n - 1].type == FF_ACT_UPCALL;
     if (n == 1 && list[0].type == FF_ACT_OUTPUT)
         a->only = list[0].arg;
@@ -69,7 +74,7 @@ static uint16_t steer_hash(const struct ff_key *key) {
         h ^= ((uint32_t)key->l4_src << 16) ^ key->l4_dst;
     h ^= h >> 16;     /* what tells neighbours apart, the last bytes of addresses, comes high */
     h *= 0x9e3779b1u; /* 2^32 / golden ratio */
-    return (uint16_t)(h >> 24);
+    return (uint16_t)(h >> 16);
 }
 
 /* A list beyond one output. Each output but the last shares the frame. */
@@ -112,6 +117,14 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
                 tags -= 2;
             }
             break;
+        case FF_ACT_SET_TUNNEL:
+            frame->remote = a->arg;
+            break;
+        case FF_ACT_CHECK_LEN:
+            if (likely(frame->len <= a->arg))
+                break;
+            ff_upcall_raise(w, frame, key, queue);
+            return;
         case FF_ACT_UPCALL:
             ff_upcall_raise(w, frame, key, queue);
             return;

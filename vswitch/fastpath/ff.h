@@ -27,6 +27,7 @@
 #define FF_MAX_QUEUES 16
 #define FF_MAX_WORKERS 16
 #define FF_MAX_MASKS 32
+#define FF_MAX_REMOTES 4096
 #define FF_MAX_ACTIONS 2048
 #define FF_NAME_LEN 64
 #define FF_ERR_LEN 512
@@ -72,8 +73,8 @@ struct ff_key {
  * Why a packet, or a copy of one, went no further. For every port and worker,
  * and for the switch as a whole when no packet is on its way:
  *
- *   sum(rx_packets) + sum(replicated) ==
- *       sum(tx_packets) + sum(drop[]) + parked
+ *   sum(rx_packets) + sum(replicated) + sum(injected) + sum(encapsulated) ==
+ *       sum(tx_packets) + sum(drop[]) + sum(decapsulated) + parked
  *
  * Keep ff_drop_names in drop.c in the same order.
  */
@@ -98,6 +99,17 @@ enum ff_drop {
     FF_DROP_NO_DEST,      /* no other port is in the VLAN */
     FF_DROP_MOVE_HOLD,    /* its source address moves between ports too often */
     FF_DROP_MAC_QUOTA,    /* its port has learned as many addresses as it may */
+    FF_DROP_SPOOFED,      /* its source is not an address of the endpoint on the receiving port */
+    FF_DROP_DENIED,       /* a policy denies it */
+    FF_DROP_ANSWERED,     /* address resolution that the switch answered itself */
+    FF_DROP_NO_ENDPOINT,  /* its network has no endpoint with the destination address */
+    FF_DROP_NOT_TUNNEL,   /* an uplink received what is no tunnelled frame */
+    FF_DROP_TUNNEL_MTU,   /* too long for the tunnel; its sender was told */
+    /* the tunnel's, counted on the uplink that received the packet */
+    FF_DROP_TUNNEL_MALFORMED, /* RFC 7348 section 5: headers, lengths, flags */
+    FF_DROP_TUNNEL_VNI,       /* of a network that this host does not have */
+    FF_DROP_TUNNEL_PEER,      /* from an address that is no known tunnel end */
+    FF_DROP_TUNNEL_ECN,       /* RFC 6040 section 4.2: congestion experienced, and nobody to tell */
     /* the upcall's, counted on the receiving port */
     FF_DROP_UPCALL_BUDGET, /* its port has as many packets parked as it may */
     FF_DROP_UPCALL_FULL,   /* the worker has no room for one more parked flow */
@@ -107,6 +119,7 @@ enum ff_drop {
     FF_DROP_PORT_DOWN,   /* the output port's peer is not there */
     FF_DROP_RING_FULL,   /* the output port's peer does not read fast enough */
     FF_DROP_TX_OVERSIZE, /* longer than the output port's MTU allows */
+    FF_DROP_TUNNEL_DOWN, /* no such tunnel end, or no way to it */
     FF_DROP_MAX
 };
 
@@ -181,7 +194,7 @@ int ff_tap_fd(void);
 
 /* ---- ports ------------------------------------------------------------- */
 
-enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2 };
+enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2, FF_PORT_VXLAN = 3 };
 
 /* DESIGN 12: configured → waiting-for-peer → negotiating → memory-mapped → ready → lost */
 enum ff_port_state {
@@ -201,6 +214,8 @@ struct ff_port_conf {
     const char *devargs; /* pmd: "net_pcap0,iface=eth0" or a PCI address */
     uint16_t queues;     /* pmd: receive queues to set up; vhost-user: upper bound told to people */
     uint32_t mtu;        /* payload bytes of the largest frame */
+    uint32_t
+        vni; /* vxlan: the network, 0 .. 2^24 - 1, in which the port stands for all other hosts */
 };
 
 /* Adds a port and starts polling it. *port_id: 1 .. FF_MAX_PORTS - 1. */
@@ -246,8 +261,12 @@ struct ff_queue_stats {
 /* One writer, the worker; read with plain 64-bit loads at any time. */
 struct ff_port_stats {
     struct ff_queue_stats queue[FF_MAX_QUEUES];
-    uint64_t replicated; /* copies made beyond the first, of packets received here */
-    uint64_t upcalls;    /* upcalls raised */
+    uint64_t replicated;   /* copies made beyond the first, of packets received here */
+    uint64_t injected;     /* frames of ff_packet_out */
+    uint64_t encapsulated; /* uplink: frames of vxlan ports, packed to be sent here */
+    uint64_t
+        decapsulated; /* uplink: frames received here that went on as received by a vxlan port */
+    uint64_t upcalls; /* upcalls raised */
     uint64_t drop[FF_DROP_MAX];
     uint64_t fault[FF_FAULT_MAX]; /* queues stopped, by what their front-end did */
 };
@@ -276,7 +295,10 @@ enum ff_action_type {
     FF_ACT_VLAN_PUSH,  /* arg: TCI, tpid: TPID (host order) */
     FF_ACT_VLAN_POP,   /* the outer tag */
     FF_ACT_DROP,       /* arg: enum ff_drop; ends the list */
-    FF_ACT_UPCALL      /* to the slow path, whatever the table says; ends the list */
+    FF_ACT_UPCALL,     /* to the slow path, whatever the table says; ends the list */
+    FF_ACT_SET_TUNNEL, /* arg: the remote to which later outputs to vxlan ports go */
+    FF_ACT_CHECK_LEN   /* arg: bytes; a longer frame goes to the slow path instead, mirrors included
+                        */
 };
 struct ff_action {
     uint16_t type;
@@ -345,6 +367,40 @@ struct ff_verdict {
     uint32_t n_actions;
 };
 int ff_upcall_finish(const struct ff_verdict *verdicts, int n);
+
+/*
+ * Sends a frame that the slow path made to a port. -ENOENT: no such port;
+ * -ENOMEM; -EINVAL for a length that is none.
+ */
+int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len);
+
+/* ---- tunnels: VXLAN, RFC 7348 -------------------------------------------- */
+
+/*
+ * Makes a port an uplink: VXLAN frames to one of these addresses that it
+ * receives go on as received by the vxlan port of their VNI. A zero address is
+ * none; both zero: the port is no uplink any more.
+ */
+struct ff_uplink_conf {
+    uint8_t ip4[4];
+    uint8_t ip6[16];
+    uint16_t udp_port; /* host order */
+};
+int ff_uplink_set(uint16_t port_id, const struct ff_uplink_conf *conf);
+
+/* A tunnel end on another host, and the way to it. */
+struct ff_remote_conf {
+    uint16_t uplink;   /* port id */
+    uint16_t udp_port; /* host order */
+    uint8_t family;    /* 4 or 6; an IPv4 address is the first four bytes */
+    uint8_t local_ip[16], remote_ip[16];
+    uint8_t local_mac[6];
+    uint8_t next_hop_mac[6]; /* zero: not known yet, what is for it is dropped */
+    uint8_t ttl;
+    uint8_t checksum; /* fill in the UDP checksum: RFC 6936, where zero is not wanted over IPv6 */
+};
+/* Sets remote 1 .. FF_MAX_REMOTES - 1; conf NULL: deletes it. -EINVAL, -ENOMEM. */
+int ff_remote_set(uint16_t remote, const struct ff_remote_conf *conf);
 
 /* ---- taps: capture and live trace --------------------------------------- */
 

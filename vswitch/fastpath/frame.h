@@ -44,7 +44,8 @@ struct ff_frame {
     uint32_t len;      /* of the whole frame */
     uint16_t head_len; /* readable at head */
     uint16_t n_segs;
-    uint16_t steer; /* hash of the flow's addresses, for choosing a transmit queue */
+    uint16_t steer;  /* hash of the flow's addresses, for choosing a transmit queue */
+    uint16_t remote; /* tunnel end, for an output to a vxlan port */
 };
 #define FF_FRAME_MBUF UINT16_MAX
 

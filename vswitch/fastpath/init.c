@@ -106,7 +106,7 @@ static int memory_start(const struct ff_conf *conf) {
                                       RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
     if (ff.pool == NULL)
         return -ENOMEM;
-    if (ff_tap_init() != 0)
+    if (ff_tap_init() != 0 || ff_tunnel_init() != 0)
         return -ENOMEM;
     return ff_flow_table_init();
 }
@@ -157,6 +157,7 @@ void ff_stop(void) {
     rte_eal_mp_wait_lcore();
     ff_reclaim(); /* no reader is left: all of it */
     ff_flow_table_fini();
+    ff_tunnel_fini();
     for (unsigned int i = 0; i < ff.n_workers; i++) {
         struct ff_worker *w = ff.workers[i];
 

@@ -127,6 +127,10 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
             ff_drop(w, in_port, FF_DROP_PORT_GONE, frame);
             return;
         }
+        if (port->ops == &ff_port_vxlan_ops) {
+            ff_vxlan_output(w, port, in_port, frame);
+            return;
+        }
         if (unlikely(w->n_out == FF_OUT_SLOTS))
             ff_output_flush(w);
         slot = ++w->n_out;

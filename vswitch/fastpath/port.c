@@ -11,6 +11,8 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_vhost_ops;
     case FF_PORT_PMD:
         return &ff_port_pmd_ops;
+    case FF_PORT_VXLAN:
+        return &ff_port_vxlan_ops;
     default:
         return NULL;
     }
@@ -83,6 +85,7 @@ static void port_undo(struct ff_port *port) {
     atomic_store(&ff.ports[port->id], NULL);
     ff_synchronize();
     ff_upcall_purge(port->id);
+    ff_uplink_clear(port);
     port->ops->close(port);
     ff_synchronize();
     ff_event_forget(port->id);

@@ -49,6 +49,7 @@ struct ff_port_ops {
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
+extern const struct ff_port_ops ff_port_vxlan_ops;
 
 struct ff_port {
     uint16_t id;
@@ -61,7 +62,8 @@ struct ff_port {
     uint32_t parked_max; /* packets, per worker */
     uint32_t snaplen;    /* of taps */
     const struct ff_port_ops *ops;
-    void *dev; /* the port type's own */
+    void *dev;                             /* the port type's own */
+    struct ff_uplink_conf *_Atomic uplink; /* the tunnel ends that it receives for, or NULL */
     rte_spinlock_t tx_lock[FF_MAX_QUEUES];
     /* control and vhost threads only, under ff.event_lock */
     int state;
@@ -94,10 +96,11 @@ struct ff_out {
 
 /* A request from the control thread to a worker. The worker sets done last. */
 struct ff_command {
-    enum { FF_CMD_VERDICT, FF_CMD_PURGE } type;
+    enum { FF_CMD_VERDICT, FF_CMD_PURGE, FF_CMD_PACKET } type;
     uint64_t upcall;            /* verdict */
     struct ff_actions *actions; /* verdict; owned by the command */
-    uint16_t port;              /* purge */
+    struct rte_mbuf *packet;    /* packet; the worker's from then on */
+    uint16_t port;              /* purge, packet */
     _Atomic bool done;
     struct ff_command *next;
 };
@@ -196,6 +199,11 @@ void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
 int ff_event_init(void);
 void ff_event_forget(uint16_t port_id);
 
+int ff_tunnel_init(void);
+void ff_tunnel_fini(void);
+/* The port is no uplink any more; workers may look at what it was until ff_synchronize. */
+void ff_uplink_clear(struct ff_port *port);
+
 int ff_sigbus_init(void);
 /* Says that this thread may touch guest memory before any port knows of it. */
 void ff_sigbus_expected(void);
@@ -223,6 +231,15 @@ struct ff_parked_flow *ff_upcall_find(struct ff_worker *w, const struct ff_key *
 void ff_upcall_park(struct ff_worker *w, struct ff_parked_flow *flow, struct ff_frame *frame,
                     const struct ff_key *key, unsigned int queue);
 unsigned int ff_upcall_commands(struct ff_worker *w);
+/*
+ * Takes the tunnelled frames out of what an uplink received and does the
+ * pipeline for them; returns how many are left, at the front of frames.
+ */
+unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigned int queue,
+                            struct ff_frame *frames, unsigned int n);
+/* Packs a frame for frame->remote and outputs it on the way there. */
+void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                     struct ff_frame *frame);
 void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,

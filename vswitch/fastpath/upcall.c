@@ -237,6 +237,15 @@ static void do_purge(struct ff_worker *w, uint16_t port_id) {
     }
 }
 
+static void do_packet(struct ff_worker *w, const struct ff_command *cmd) {
+    struct ff_frame frame;
+
+    ff_frame_from_mbuf(&frame, cmd->packet);
+    w->port_stats[cmd->port].injected++;
+    ff_output(w, cmd->port, cmd->port, &frame);
+    ff_output_flush(w);
+}
+
 unsigned int ff_upcall_commands(struct ff_worker *w) {
     struct ff_command *cmd;
     unsigned int n = 0;
@@ -244,6 +253,8 @@ unsigned int ff_upcall_commands(struct ff_worker *w) {
     while (unlikely(rte_ring_sc_dequeue(w->commands, (void **)&cmd) == 0)) {
         if (cmd->type == FF_CMD_VERDICT)
             do_verdict(w, cmd);
+        else if (cmd->type == FF_CMD_PACKET)
+            do_packet(w, cmd);
         else
             do_purge(w, cmd->port);
         atomic_store_explicit(&cmd->done, true, memory_order_release);
@@ -344,6 +355,27 @@ int ff_upcall_finish(const struct ff_verdict *verdicts, int n) {
         known++;
     }
     return known;
+}
+
+int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len) {
+    struct ff_command *cmd;
+    struct ff_frame f;
+
+    if (ff_port(port_id) == NULL)
+        return -ENOENT;
+    if (len < FF_ETH_HLEN || len > UINT16_MAX)
+        return -EINVAL;
+    /* a frame in borrowed memory: keeping it makes the copy */
+    f = (struct ff_frame){
+        .head = (uint8_t *)(uintptr_t)frame, .len = len, .head_len = (uint16_t)len};
+    cmd = calloc(1, sizeof(*cmd));
+    if (cmd == NULL || ff_frame_keep(&f, ff.pool) != 0) {
+        free(cmd);
+        return -ENOMEM;
+    }
+    *cmd = (struct ff_command){.type = FF_CMD_PACKET, .packet = f.buf, .port = port_id};
+    issue(ff.workers[0], cmd);
+    return 0;
 }
 
 void ff_upcall_purge(uint16_t port_id) {

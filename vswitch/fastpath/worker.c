@@ -16,7 +16,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     struct ff_frame frames[FF_BURST];
     uint64_t bytes = 0;
-    unsigned int n;
+    unsigned int n, got;
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
@@ -31,11 +31,14 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_RX))
         for (unsigned int i = 0; i < n; i++)
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
+    got = n;
+    if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
+        n = ff_vxlan_input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
     if (port->ops->rx_done != NULL)
         port->ops->rx_done(port, queue);
-    return n;
+    return got;
 }
 
 /*

@@ -7,9 +7,10 @@ for one thread, asyncio's. Nothing here decides anything.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
@@ -24,7 +25,9 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    Remote,
     Upcall,
+    Uplink,
 )
 
 TAP_RX: int = lib.FF_TAP_RX
@@ -39,6 +42,13 @@ TAP_BYTES = 1 << 20
 
 # struct ff_key. Addresses, eth_type and L4 ports are big-endian, the rest native (x86: little).
 _KEY_HEAD = struct.Struct("<6s6s2sH2H2H4B2s2s16s16s")
+
+
+_PORT_TYPES = {
+    PortType.VHOST_USER: lib.FF_PORT_VHOST_USER,
+    PortType.PMD: lib.FF_PORT_PMD,
+    PortType.VXLAN: lib.FF_PORT_VXLAN,
+}
 
 
 class FastPathError(Exception):
@@ -83,6 +93,9 @@ class PortStats:
     upcalls: int
     drops: dict[str, int]
     queues: tuple[QueueStats, ...]
+    injected: int = 0
+    encapsulated: int = 0
+    decapsulated: int = 0
     workers: tuple[PortStats, ...] = ()
 
 
@@ -175,6 +188,9 @@ def _add(a: PortStats, b: PortStats) -> PortStats:
         a.upcalls + b.upcalls,
         {reason: a.drops.get(reason, 0) + b.drops.get(reason, 0) for reason in {**a.drops, **b.drops}},
         tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
+        a.injected + b.injected,
+        a.encapsulated + b.encapsulated,
+        a.decapsulated + b.decapsulated,
     )
 
 
@@ -247,7 +263,8 @@ class FastPath:
         keep = [ffi.new("char[]", text.encode()) for text in (config.name, config.socket, config.devargs)]
         conf = ffi.new("struct ff_port_conf *")
         conf.name, conf.path, conf.devargs = keep
-        conf.type = lib.FF_PORT_VHOST_USER if config.type is PortType.VHOST_USER else lib.FF_PORT_PMD
+        conf.type = _PORT_TYPES[config.type]
+        conf.vni = config.vni
         conf.server = config.role == "server"
         conf.queues = config.queues
         conf.mtu = config.mtu
@@ -298,17 +315,7 @@ class FastPath:
         total = workers[0]
         for more in workers[1:]:
             total = _add(total, more)
-        return PortStats(
-            total.rx_packets,
-            total.rx_bytes,
-            total.tx_packets,
-            total.tx_bytes,
-            total.replicated,
-            total.upcalls,
-            total.drops,
-            total.queues,
-            workers,
-        )
+        return replace(total, workers=workers)
 
     @staticmethod
     def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
@@ -323,6 +330,9 @@ class FastPath:
             s.upcalls,
             {DROP_NAMES[reason]: count for reason, count in enumerate(s.drop) if count},
             queues,
+            s.injected,
+            s.encapsulated,
+            s.decapsulated,
         )
 
     def worker_stats(self) -> list[WorkerStats]:
@@ -393,6 +403,42 @@ class FastPath:
             keep.append(actions)
             c_verdict.id, c_verdict.actions, c_verdict.n_actions = verdict.upcall_id, actions, len(verdict.actions)
         lib.ff_upcall_finish(c_verdicts, len(todo))
+
+    def packet_out(self, port_id: int, frame: bytes) -> None:
+        """Sends a frame to a port; raises FastPathError when there is no such port, or no memory."""
+        rc = lib.ff_packet_out(port_id, ffi.from_buffer(frame), len(frame))
+        if rc < 0:
+            raise FastPathError(f"no frame can be sent to port {port_id}: {os.strerror(-rc)}")
+
+    # ---- tunnels ----
+
+    def uplink_set(self, port_id: int, uplink: Uplink) -> None:
+        """Makes a port receive for tunnel ends; Uplink(): for none any more. Raises FastPathError."""
+        conf = ffi.new("struct ff_uplink_conf *")
+        ffi.buffer(conf.ip4)[: len(uplink.ip4)] = uplink.ip4
+        ffi.buffer(conf.ip6)[: len(uplink.ip6)] = uplink.ip6
+        conf.udp_port = uplink.udp_port
+        rc = lib.ff_uplink_set(port_id, conf)
+        if rc < 0:
+            raise FastPathError(f"port {port_id} cannot be an uplink: {os.strerror(-rc)}")
+
+    def remote_set(self, number: int, remote: Remote | None) -> None:
+        """Sets or (None) deletes tunnel end `number`, 1 .. FF_MAX_REMOTES - 1. Raises FastPathError."""
+        conf = ffi.NULL
+        if remote is not None:
+            conf = ffi.new("struct ff_remote_conf *")
+            conf.uplink, conf.udp_port, conf.checksum = remote.uplink, remote.udp_port, remote.checksum
+            conf.family = 6 if len(remote.remote_ip) == 16 else 4
+            for field, value in (
+                (conf.local_ip, remote.local_ip),
+                (conf.remote_ip, remote.remote_ip),
+                (conf.local_mac, remote.local_mac),
+                (conf.next_hop_mac, remote.next_hop_mac),
+            ):
+                ffi.buffer(field)[: len(value)] = value
+        rc = lib.ff_remote_set(number, conf)
+        if rc < 0:
+            raise FastPathError(f"tunnel end {number} cannot be set: {os.strerror(-rc)}")
 
     # ---- taps ----
 

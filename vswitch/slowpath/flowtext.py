@@ -126,6 +126,10 @@ def _action_text(action: Action, port: PortLabel) -> str:
             return f"drop({Drop(action.arg).label})"
         case ActionType.UPCALL:
             return "upcall"
+        case ActionType.SET_TUNNEL:
+            return f"set_tunnel:{action.arg}"
+        case ActionType.CHECK_LEN:
+            return f"check_len:{action.arg}"
 
 
 def actions_text(actions: Iterable[Action], port: PortLabel) -> str:

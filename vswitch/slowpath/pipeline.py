@@ -309,7 +309,13 @@ def vlan_pop(frame: bytes) -> bytes:
 
 
 def apply(actions: Iterable[Action], frame: bytes) -> list[tuple[int, bytes]]:
-    """(port id, frame) for each output and mirror, in order; drop and upcall end the list."""
+    """(port id, frame) for each output and mirror, in order; drop and upcall end the list.
+
+    A frame longer than CHECK_LEN allows goes up and nowhere else. To which tunnel end an output leads is not shown.
+    """
+    actions = tuple(actions)
+    if any(action.type is ActionType.CHECK_LEN and len(frame) > action.arg for action in actions):
+        return []
     received = frame
     sent: list[tuple[int, bytes]] = []
     for action in actions:

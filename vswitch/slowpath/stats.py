@@ -11,30 +11,43 @@ from vswitch.slowpath.fastpath import PortStats, WorkerStats
 
 @dataclass(slots=True)
 class Counters:
-    """Packets by fate, as in ff.h: received + replicated == sent + dropped + parked when none is on its way."""
+    """Packets by fate, as in ff.h; none is on its way when
+
+    received + replicated + injected + encapsulated == sent + dropped + decapsulated + parked.
+    """
 
     received: int = 0
     replicated: int = 0
+    injected: int = 0
+    encapsulated: int = 0
     sent: int = 0
+    decapsulated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, stats: PortStats) -> None:
         """Add one port's."""
         self.received += stats.rx_packets
         self.replicated += stats.replicated
+        self.injected += stats.injected
+        self.encapsulated += stats.encapsulated
         self.sent += stats.tx_packets
+        self.decapsulated += stats.decapsulated
         self.dropped.update(stats.drops)
 
     def to_json(self, parked: int) -> dict[str, object]:
         """`parked`: packets that wait for a verdict now."""
-        balance = self.received + self.replicated - self.sent - self.dropped.total() - parked
+        came = self.received + self.replicated + self.injected + self.encapsulated
+        went = self.sent + self.dropped.total() + self.decapsulated + parked
         return {
             "received": self.received,
             "replicated": self.replicated,
+            "injected": self.injected,
+            "encapsulated": self.encapsulated,
             "sent": self.sent,
+            "decapsulated": self.decapsulated,
             "dropped": dict(self.dropped),
             "parked": parked,
-            "balanced": balance == 0,
+            "balanced": came == went,
         }
 
 
@@ -46,6 +59,9 @@ def port_to_json(stats: PortStats) -> dict[str, object]:
         "tx_packets": stats.tx_packets,
         "tx_bytes": stats.tx_bytes,
         "replicated": stats.replicated,
+        "injected": stats.injected,
+        "encapsulated": stats.encapsulated,
+        "decapsulated": stats.decapsulated,
         "upcalls": stats.upcalls,
         "drops": stats.drops,
         "queues": [queue._asdict() for queue in stats.queues],

@@ -33,13 +33,24 @@ class Drop(IntEnum):
     NO_DEST = 15
     MOVE_HOLD = 16
     MAC_QUOTA = 17
-    UPCALL_BUDGET = 18
-    UPCALL_FULL = 19
-    NO_COPY = 20
-    PORT_GONE = 21
-    PORT_DOWN = 22
-    RING_FULL = 23
-    TX_OVERSIZE = 24
+    SPOOFED = 18
+    DENIED = 19
+    ANSWERED = 20
+    NO_ENDPOINT = 21
+    NOT_TUNNEL = 22
+    TUNNEL_MTU = 23
+    TUNNEL_MALFORMED = 24
+    TUNNEL_VNI = 25
+    TUNNEL_PEER = 26
+    TUNNEL_ECN = 27
+    UPCALL_BUDGET = 28
+    UPCALL_FULL = 29
+    NO_COPY = 30
+    PORT_GONE = 31
+    PORT_DOWN = 32
+    RING_FULL = 33
+    TX_OVERSIZE = 34
+    TUNNEL_DOWN = 35
 
     @property
     def label(self) -> str:
@@ -97,6 +108,8 @@ class ActionType(IntEnum):
     VLAN_POP = 4
     DROP = 5
     UPCALL = 6
+    SET_TUNNEL = 7
+    CHECK_LEN = 8
 
 
 class Action(NamedTuple):
@@ -110,6 +123,7 @@ class Action(NamedTuple):
 class PortType(StrEnum):
     VHOST_USER = "vhost-user"
     PMD = "pmd"
+    VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
 
 
 class PortState(IntEnum):
@@ -136,6 +150,7 @@ class PortConfig:
     socket: str = ""  # vhost-user: path of the socket
     role: str = "client"  # vhost-user: the switch's role, "client" or "server"
     devargs: str = ""  # pmd
+    vni: int = 0  # vxlan
     mac: str = ""  # the MAC that the container is told to use; "" = none told
     ips: tuple[str, ...] = ()
     network: str = "default"
@@ -183,6 +198,33 @@ class Upcall:
     key: Key
     frame: bytes
     frame_len: int
+
+
+# ---- tunnels -----------------------------------------------------------------
+
+VXLAN_PORT = 4789  # RFC 7348 section 8.1
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """This host's tunnel ends behind a port; packed addresses, b"" for none."""
+
+    ip4: bytes = b""
+    ip6: bytes = b""
+    udp_port: int = VXLAN_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A tunnel end on another host and the way to it; packed addresses of one family."""
+
+    uplink: int  # port id
+    local_ip: bytes
+    remote_ip: bytes
+    local_mac: bytes
+    next_hop_mac: bytes = b""  # b"": not known yet
+    udp_port: int = VXLAN_PORT
+    checksum: bool = False  # fill in the outer UDP checksum (RFC 6936)
 
 
 # ---- commands: what the core wants done, in this order --------------------
