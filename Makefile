@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | asan | lint | format | bench-switch | clean
+# make demo | build | test | test-long | asan | lint | format | bench-switch | bench-instructions | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
-PY_PATHS := controller vswitch tests $(SCRIPTS) setup.py
+PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test asan lint format bench-switch clean
+.PHONY: demo build test test-long asan lint format bench-switch bench-instructions clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -16,8 +16,12 @@ demo: build
 
 build: build/module.stamp build/proto.stamp
 
-test: build lint
-	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
+test: build lint build/guest.stamp
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fastpath tests/system
+
+# What takes minutes: `make test` leaves it out.
+test-long: build build/guest.stamp
+	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -31,16 +35,20 @@ lint: build/venv.stamp build/proto.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
-	clang-format --dry-run -Werror $(C_FILES) tests/bench/*.c
+	clang-format --dry-run -Werror $(C_FILES) tests/bench/traffic/*.[ch]
 
 format: build/venv.stamp
 	.venv/bin/ruff check --fix $(PY_PATHS)
 	.venv/bin/ruff format $(PY_PATHS)
-	clang-format -i $(C_FILES) tests/bench/*.c
+	clang-format -i $(C_FILES) tests/bench/traffic/*.[ch]
 
 bench-switch: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.switch
+
+bench-instructions: build
+	scripts/install-deps --bench
+	$(PYTHON) -m tests.bench.instructions
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
@@ -56,6 +64,10 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16' 'grpcio-tools>=1.60' 'mypy-protobuf>=3.6'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
+	@touch $@
+
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+	$(PYTHON) -m tests.guest.image
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py

@@ -20,7 +20,9 @@ class NaiveBridge:
 
     def __init__(self, core: SwitchCore) -> None:
         self.ports: Mapping[int, Port] = dict(core.ports())
-        self.entries: dict[tuple[int, bytes], FdbEntry] = {(entry.vlan, entry.mac): entry for entry in core.fdb()}
+        self.entries: dict[tuple[str, int, bytes], FdbEntry] = {
+            (entry.network, entry.vlan, entry.mac): entry for entry in core.fdb()
+        }
 
     def is_mirror(self, port_id: int) -> bool:
         return self.ports[port_id].config.name in {port.config.mirror for port in self.ports.values()}
@@ -41,11 +43,11 @@ class NaiveBridge:
         if dst.startswith(b"\x01\x80\xc2\x00\x00") and dst[5] <= 0x0F:
             return Drop.RESERVED_MAC, []
         known = {station: entry.port for station, entry in self.entries.items()}
-        entry = self.entries.get((vlan, src))
+        entry = self.entries.get((config.network, vlan, src))
         if entry and entry.held_until and entry.port != in_port:
             return Drop.MOVE_HOLD, []
         static = entry is not None and entry.static
-        target = None if dst[0] & 1 else known.get((vlan, dst))
+        target = None if dst[0] & 1 else known.get((config.network, vlan, dst))
         if dst == src and any(src) and not static:
             target = in_port
         if target == in_port:
@@ -54,6 +56,7 @@ class NaiveBridge:
             outputs = [target]
         else:
             outputs = [port.id for port in self.ports.values() if port.up and port.id != in_port]
+        outputs = [port_id for port_id in outputs if self.ports[port_id].config.network == config.network]
         outputs = [port_id for port_id in outputs if self.carries(port_id, vlan) and not self.is_mirror(port_id)]
         sent = [(port_id, self.egress(port_id, vlan, frame)) for port_id in outputs]
         return (Drop.NONE if sent else Drop.NO_DEST), sent

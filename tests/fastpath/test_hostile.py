@@ -75,6 +75,7 @@ def test_a_broken_rule_costs_its_own_port(switch: Switch, deed: str) -> None:
     switch.wait_state(bad, PortState.LOST)
     assert f"transmit queue 0 stopped: {deed.split(maxsplit=1)[0]}" in switch.fp.port_info(bad.id).reason
     assert switch.received(bad) == 0
+    assert switch.fp.port_stats(bad.id).faults == {deed.split(maxsplit=1)[0]: 1}
 
     left.peer.send(numbered(2, 3, 20))
     assert right.peer.wait_received(20) == numbered(2, 3, 20), "the others must not feel it"

@@ -166,10 +166,15 @@ async def test_flows_and_addresses(bench: Bench) -> None:
 
 async def test_stats(bench: Bench) -> None:
     await bench.add("a", "b")
-    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}), 2: port_stats(0, 2)}
+    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}, {"avail-jump": 1}), 2: port_stats(0, 2)}
     stats = await bench.call("stats")
+    assert stats["ports"]["a"]["faults"] == {"avail-jump": 1}
+    assert stats["workers"][0]["perf"]["stage_cycles"] == {"rx": 60}
+    assert stats["tsc_hz"] == bench.fake.tsc_hz
     assert stats["ports"]["a"]["drops"] == {"vlan": 8}
-    assert stats["ports"]["b"]["queues"] == [{"rx_packets": 0, "rx_bytes": 0, "tx_packets": 0, "tx_bytes": 0}]
+    counted = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "tx_full")
+    assert stats["ports"]["b"]["queues"] == [dict.fromkeys(counted, 0)]
+    assert stats["warnings"] == []
     assert stats["workers"][0]["busy_pct"] == 50.0
     assert stats["totals"]["dropped"] == {"vlan": 8}
     assert list((await bench.call("stats", port="b"))["ports"]) == ["b"]

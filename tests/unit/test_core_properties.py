@@ -51,6 +51,7 @@ CONFIGS = st.fixed_dictionaries(
         "trunks": st.sampled_from([(), (10,), (10, 20)]),
         "native_vlan": st.sampled_from([0, 0, 10]),
         "mirror": st.sampled_from(["", "", "", "p1", "p2"]),
+        "network": st.sampled_from(["default", "default", "blue"]),
         "mac_quota": st.sampled_from([1, 2, NO_QUOTA]),
     }
 )
@@ -182,8 +183,8 @@ def matching_keys(flow: Flow) -> Iterator[Key]:
         yield key
 
 
-def whereabouts(core: SwitchCore) -> dict[tuple[int, bytes], int]:
-    return {(entry.vlan, entry.mac): entry.port for entry in core.fdb()}
+def whereabouts(core: SwitchCore) -> dict[tuple[str, int, bytes], int]:
+    return {(entry.network, entry.vlan, entry.mac): entry.port for entry in core.fdb()}
 
 
 class Bridging(RuleBasedStateMachine):

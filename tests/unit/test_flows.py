@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from vswitch.slowpath.flows import MASK_DST, MASK_PORT, MASK_VLAN, Depends, FlowIndex, bridging_mask
-from vswitch.slowpath.learning import Station
+from vswitch.slowpath.learning import Segment, Station
 from vswitch.slowpath.types import Action, ActionType, Flow, Key
 
 FULL_IP = b"\xff" * 16
-S, D, E = Station(0, b"\x02" + bytes(5)), Station(0, b"\x04" + bytes(5)), Station(10, b"\x04" + bytes(5))
+ZERO, TEN = Segment("default", 0), Segment("default", 10)
+S, D, E = Station(ZERO, b"\x02" + bytes(5)), Station(ZERO, b"\x04" + bytes(5)), Station(TEN, b"\x04" + bytes(5))
 PASS = (Action(ActionType.OUTPUT, 2),)
 
 
@@ -54,32 +55,32 @@ def test_masks_of_early_drops_are_wider_and_wider() -> None:
 def test_found_by_what_it_depends_on() -> None:
     index = FlowIndex()
     flow = Flow(Key(in_port=1), MASK_PORT, PASS)
-    handle = index.add(flow, Depends(S, D, flood=0), now=5.0)
+    handle = index.add(flow, Depends(S, D, flood=ZERO), now=5.0)
     assert index.find(flow.key, flow.mask) == handle
     assert index.all() == {handle: flow} and index.get(handle) == flow and len(index) == 1
-    for found in (index.from_port(1), index.from_station(S), index.to_station(D), index.flooding(0)):
+    for found in (index.from_port(1), index.from_station(S), index.to_station(D), index.flooding(ZERO)):
         assert found == {handle}
-    for empty in (index.from_port(2), index.from_station(D), index.to_station(S), index.flooding(10)):
+    for empty in (index.from_port(2), index.from_station(D), index.to_station(S), index.flooding(TEN)):
         assert not empty
 
 
 def test_replaced_flow_is_found_by_its_new_dependencies_only() -> None:
     index = FlowIndex()
-    handle = index.add(Flow(Key(in_port=1), MASK_PORT, ()), Depends(S, D, flood=0), now=5.0)
+    handle = index.add(Flow(Key(in_port=1), MASK_PORT, ()), Depends(S, D, flood=ZERO), now=5.0)
     assert index.replace(handle, PASS, Depends(S, E)) == Flow(Key(in_port=1), MASK_PORT, PASS)
     assert index.depends(handle) == Depends(S, E)
     assert index.to_station(E) == {handle} == index.from_station(S)
-    assert not index.to_station(D) and not index.flooding(0) and not index.flooded_vlans()
+    assert not index.to_station(D) and not index.flooding(ZERO) and not index.flooded_segments()
 
 
 def test_removed_flow_leaves_nothing() -> None:
     index = FlowIndex()
     flow = Flow(Key(in_port=1), MASK_PORT, PASS)
-    first = index.add(flow, Depends(S, D, flood=0), now=5.0)
+    first = index.add(flow, Depends(S, D, flood=ZERO), now=5.0)
     index.remove(first)
     assert index.get(first) is None and index.find(flow.key, flow.mask) is None and len(index) == 0
     assert not index.from_port(1) and not index.from_station(S) and not index.to_station(D)
-    assert index.flooded_vlans() == ()
+    assert index.flooded_segments() == ()
     assert index.add(flow, Depends(), now=6.0) != first, "a handle is never used again"
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from vswitch.slowpath.learning import HOLD_TIME, IPS_MAX, MOVES_MAX, MOVES_WINDOW, Admission, Fdb, Station
+from vswitch.slowpath.learning import HOLD_TIME, IPS_MAX, MOVES_MAX, MOVES_WINDOW, Admission, Fdb, Segment, Station
 from vswitch.slowpath.types import FdbEntry
 
 QUOTA = 3
 
 
 def station(n: int, vlan: int = 0) -> Station:
-    return Station(vlan, bytes([2, 0, 0, 0, 0, n]))
+    return Station(Segment("default", vlan), bytes([2, 0, 0, 0, 0, n]))
 
 
 S = station(1)
@@ -45,7 +45,7 @@ def test_learns_each_vlan_by_itself(fdb: Fdb) -> None:
 
 
 def test_zero_address_is_nobodys(fdb: Fdb) -> None:
-    assert fdb.learn(Station(0, bytes(6)), 1, QUOTA, 0.0) is Admission.NONE
+    assert fdb.learn(Station(Segment("default", 0), bytes(6)), 1, QUOTA, 0.0) is Admission.NONE
     assert len(fdb) == 0
 
 

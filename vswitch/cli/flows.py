@@ -70,6 +70,7 @@ def fdb(run_dir: Path, port: str | None, flush: bool, output: str) -> None:
         return
     rows = [
         [
+            entry["network"],
             str(entry["vlan"]),
             entry["mac"],
             entry["port"],
@@ -79,7 +80,8 @@ def fdb(run_dir: Path, port: str | None, flush: bool, output: str) -> None:
         ]
         for entry in entries
     ]
-    print_table([">VLAN", "MAC", "PORT", ">AGE", "NOTE", "IPS"], rows, "no MACs learned yet: no port has sent a frame")
+    columns = ["NETWORK", ">VLAN", "MAC", "PORT", ">AGE", "NOTE", "IPS"]
+    print_table(columns, rows, "no MACs learned yet: no port has sent a frame")
 
 
 def _note(entry: dict[str, Any]) -> str:

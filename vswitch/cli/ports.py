@@ -167,14 +167,16 @@ def vlan_text(port: Port) -> str:
 
 
 def _why(port: Port) -> str:
-    return "" if port["state"] == "ready" else str(port.get("reason") or "")
+    if port["state"] == "ready":
+        return "; ".join(port.get("warnings", ()))
+    return str(port.get("reason") or "")
 
 
 @click.command("list-ports")
 @output_option()
 @click.pass_obj
 def list_ports(run_dir: Path, output: str) -> None:
-    """List the ports, their states, and why one is down."""
+    """List the ports, their states, and why one is down or stuck."""
     with Client(run_dir) as client:
         ports = client.call("port.list")
     if output == "json":

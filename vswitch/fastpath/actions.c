@@ -121,7 +121,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
             frame->remote = a->arg;
             break;
         case FF_ACT_CHECK_LEN:
-            if (likely(frame->len <= a->arg))
+            if (likely(frame->len <= a->arg) || ff_offload_unit(frame) <= a->arg)
                 break;
             ff_upcall_raise(w, frame, key, queue);
             return;
@@ -139,6 +139,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
 void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
                 unsigned int queue, const struct ff_actions *actions) {
     frame->steer = steer_hash(key);
+    frame->remote = 0;
     if (likely(actions->only >= 0))
         ff_output(w, (uint16_t)actions->only, key->in_port, frame);
     else

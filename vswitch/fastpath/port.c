@@ -118,6 +118,7 @@ int ff_port_add(const struct ff_port_conf *conf, uint16_t *port_id, char *err) {
         .rx_queues = conf->queues,
         .max_frame = conf->mtu + FF_FRAME_OVERHEAD,
         .parked_max = ff.parked_max,
+        .offloads = FF_OFF_FREE,
     };
     snprintf(port->name, sizeof(port->name), "%s", conf->name);
     /* before open: librte_vhost's threads may look it up as soon as it is open */

@@ -24,6 +24,7 @@
 #define VHOST_USER_SET_VRING_KICK 12u
 #define VHOST_USER_SET_VRING_CALL 13u
 #define VHOST_USER_GET_QUEUE_NUM 17u
+#define VHOST_USER_SET_VRING_ENABLE 18u
 
 #define VRINGS (2u * FF_MAX_QUEUES)
 #define PACKED_WRAP 0x8000u /* vhost-user.rst, "A vring state description" */
@@ -37,7 +38,8 @@ struct vhost_dev {
     bool running; /* between new_device and destroy_device; librte_vhost's threads only */
     int vid;
     uint64_t features;
-    uint32_t enabled; /* bit v: the front-end enabled vring v */
+    uint32_t enabled; /* bit v: the front-end enabled vring v, and has set it up */
+    uint32_t asked;   /* bit v: the front-end enabled vring v */
     struct vhost_dev *next;
 };
 
@@ -110,6 +112,7 @@ static void vring_start(struct vhost_dev *d, unsigned int v) {
         .event_idx = d->features & 1ull << VIRTIO_RING_F_EVENT_IDX,
         .hdr_len =
             d->features & (1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_F_VERSION_1) ? 12 : 10,
+        .offloads = is_transmit(v) ? ff_offload_host(d->features) : ff_offload_guest(d->features),
         .size = ring.size,
         .last_avail = avail,
         .last_used = used,
@@ -180,7 +183,7 @@ struct message {
     uint32_t request;
     uint32_t flags;
     uint32_t size;
-    uint64_t u64; /* of messages about one vring, the low byte is its index */
+    uint64_t u64; /* about one vring: the low byte is its index, the high half a number */
 } __attribute__((packed));
 
 /* The vring that a message changes under a running device; VRINGS: none of them. */
@@ -231,6 +234,10 @@ static enum rte_vhost_msg_result after_message(int vid, void *msg) {
             ff_port_state(d->port, FF_PORT_MEMORY_MAPPED, "the peer shared its memory");
     } else if (vring_of(m) < VRINGS) {
         vring_start(d, vring_of(m));
+    } else if (m->request == VHOST_USER_SET_VRING_ENABLE && (uint32_t)m->u64 < VRINGS) {
+        uint32_t bit = 1u << (uint32_t)m->u64;
+
+        d->asked = m->u64 >> 32 != 0 ? d->asked | bit : d->asked & ~bit;
     }
     return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
 }
@@ -247,6 +254,7 @@ static int new_connection(int vid) {
         return -1; /* a second peer on a server socket: one port, one peer */
     d->vid = vid;
     d->enabled = 0; /* librte_vhost tells of no queue that a lost peer leaves enabled */
+    d->asked = 0;
     tx_queues_update(d);
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer connected");
     return rte_vhost_extern_callback_register(vid, &message_ops, d);
@@ -285,6 +293,7 @@ static int new_device(int vid) {
 
     if (d == NULL || rte_vhost_get_negotiated_features(vid, &d->features) != 0)
         return -1;
+    d->port->offloads = FF_OFF_FREE | ff_offload_guest(d->features);
     d->running = true;
     all_start(d);
     tx_queues_update(d);
@@ -379,21 +388,17 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
 /* ---- control ---- */
 
 static int driver_setup(const struct vhost_dev *d, char *err) {
-    /* one frame, one packet: no segmentation or checksums are left to a peer yet */
-    const uint64_t offloads =
-        1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM |
-        1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |
-        1ull << VIRTIO_NET_F_GUEST_ECN | 1ull << VIRTIO_NET_F_GUEST_UFO |
-        1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 |
-        1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_HOST_UFO |
-        1ull << VHOST_F_LOG_ALL; /* no dirty-page log: containers do not migrate live */
+    const uint64_t never =
+        1ull << VIRTIO_NET_F_GUEST_UFO | 1ull << VIRTIO_NET_F_HOST_UFO | /* Linux 4.14 ended it */
+        1ull << VIRTIO_NET_F_GSO | /* stands for all kinds, UFO too: section 5.1.3.2 */
+        1ull << VHOST_F_LOG_ALL;   /* no dirty-page log: containers do not migrate live */
     uint64_t flags = d->server ? 0 : RTE_VHOST_USER_CLIENT;
 
     if (rte_vhost_driver_register(d->path, flags) != 0) {
         ff_error(err, "%s: cannot set up the socket %s", d->port->name, d->path);
         return -EIO;
     }
-    if (rte_vhost_driver_disable_features(d->path, offloads) == 0 &&
+    if (rte_vhost_driver_disable_features(d->path, never) == 0 &&
         rte_vhost_driver_callback_register(d->path, &device_ops) == 0) {
         ff_port_state(d->port, FF_PORT_WAITING, "%s", d->server ? "listening" : "connecting");
         if (rte_vhost_driver_start(d->path) == 0)
@@ -480,6 +485,17 @@ static void vhost_info(struct ff_port *port, struct ff_port_info *info) {
         info->features = d->features;
 }
 
+static uint32_t vhost_unstarted(struct ff_port *port) {
+    const struct vhost_dev *d = port->dev;
+    uint32_t vrings = 0;
+
+    for (unsigned int v = 0; v < 2u * port->rx_queues; v++)
+        if (d->asked & 1u << v && !atomic_load(&d->vring[v].active) &&
+            d->vring[v].fault == FF_FAULT_NONE)
+            vrings |= 1u << v;
+    return vrings;
+}
+
 static struct ff_mem *vhost_mem(struct ff_port *port) {
     struct vhost_dev *d = port->dev;
 
@@ -494,4 +510,5 @@ const struct ff_port_ops ff_port_vhost_ops = {
     .tx = vhost_tx,
     .info = vhost_info,
     .mem = vhost_mem,
+    .unstarted = vhost_unstarted,
 };

@@ -14,6 +14,7 @@
 #include "ff.h"
 #include "flow.h"
 #include "frame.h"
+#include "sample.h"
 
 #define FF_OUT_SLOTS 64u
 #define FF_PARKED_FLOWS 1024u
@@ -46,6 +47,8 @@ struct ff_port_ops {
                          struct ff_frame *frames, unsigned int n);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
+    /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
+    uint32_t (*unstarted)(struct ff_port *port);
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
@@ -57,6 +60,7 @@ struct ff_port {
     uint16_t tx_queues;  /* changes as a front-end enables queues */
     bool tx_shared;      /* fewer transmit queues than workers: take tx_lock */
     _Atomic bool ready;  /* rx and tx may be called */
+    uint8_t offloads;    /* union of FF_OFF_* that tx can be given; changes while not ready */
     _Atomic uint8_t tap; /* union of FF_TAP_* */
     uint32_t max_frame;  /* bytes */
     uint32_t parked_max; /* packets, per worker */
@@ -91,6 +95,7 @@ struct ff_poll_list {
 struct ff_out {
     struct ff_port *port;
     uint16_t n;
+    bool steered; /* the worker has several of the port's queues to choose from, by frame->steer */
     struct ff_frame frames[FF_BURST];
 };
 
@@ -101,6 +106,7 @@ struct ff_command {
     struct ff_actions *actions; /* verdict; owned by the command */
     struct rte_mbuf *packet;    /* packet; the worker's from then on */
     uint16_t port;              /* purge, packet */
+    uint16_t remote;            /* packet: tunnel end */
     _Atomic bool done;
     struct ff_command *next;
 };
@@ -116,6 +122,7 @@ struct ff_parked_pkt {
 struct ff_parked_flow {
     _Atomic uint64_t id; /* 0: free */
     uint64_t ident[3];
+    uint64_t raised_at; /* TSC */
     uint32_t generation;
     uint16_t in_port;
     uint16_t slot;
@@ -131,10 +138,12 @@ struct ff_worker {
     uint64_t now_s;                   /* seconds of CLOCK_MONOTONIC */
     struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
     struct ff_worker_stats stats;
+    struct ff_sample sample;
     struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
     uint64_t mask_hits[FF_MAX_MASKS];
 
     struct ff_arena arena;
+    struct ff_gso gso;
 
     /* output.c */
     uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */
@@ -224,6 +233,18 @@ void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key
                 unsigned int queue, const struct ff_actions *actions);
 void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct ff_frame *frame);
 void ff_output_flush(struct ff_worker *w);
+/* Sends frames that the port can take as they are; returns how many it sent. */
+unsigned int ff_output_send(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                            unsigned int n);
+/*
+ * Sends frames of which some ask for what the port cannot do, by `emit` (like
+ * ff_output_send) in bursts. Takes them over. An emit that calls ff_output must
+ * have made frames of its own before.
+ */
+typedef unsigned int ff_gso_emit(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                                 unsigned int n);
+void ff_gso_send(struct ff_worker *w, struct ff_port *port, const struct ff_frame *frames,
+                 unsigned int n, ff_gso_emit *emit);
 void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
                      unsigned int queue);
 /* The parked flow that this packet has to wait behind, or NULL. */
@@ -244,6 +265,24 @@ void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
                   unsigned int drop, uint64_t flow_id, const struct ff_actions *actions);
+
+/*
+ * ff_execute for a list whose only action is an output, when there is nothing
+ * to it but to gather the frame; else false, and nothing is done.
+ */
+static inline bool ff_output_only(struct ff_worker *w, int32_t port_id,
+                                  const struct ff_frame *frame) {
+    unsigned int slot = likely(port_id >= 0) ? w->out_slot[port_id] : 0;
+    struct ff_out *out;
+
+    if (unlikely(slot == 0))
+        return false;
+    out = &w->out[slot - 1];
+    if (unlikely(out->n == FF_BURST || out->steered))
+        return false;
+    out->frames[out->n++] = *frame;
+    return true;
+}
 
 static inline struct ff_port *ff_port(uint16_t id) {
     return id < FF_MAX_PORTS ? atomic_load_explicit(&ff.ports[id], memory_order_acquire) : NULL;

@@ -144,6 +144,7 @@ void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct f
         return;
     w->free_flows = f->next;
     id = ((uint64_t)++f->generation << 32) | (uint64_t)w->index << 16 | f->slot;
+    f->raised_at = w->now;
     f->in_port = key->in_port;
     ident_of(key, f->ident);
     h = ident_hash(f->ident);
@@ -205,6 +206,8 @@ static void do_verdict(struct ff_worker *w, const struct ff_command *cmd) {
 
     if (f->id != cmd->upcall)
         return; /* purged since */
+    w->stats.verdicts++;
+    w->stats.verdict_cycles += w->now - f->raised_at;
     p = flow_release(w, f);
     next = p->next;
     frame = p->frame;
@@ -241,6 +244,7 @@ static void do_packet(struct ff_worker *w, const struct ff_command *cmd) {
     struct ff_frame frame;
 
     ff_frame_from_mbuf(&frame, cmd->packet);
+    frame.remote = cmd->remote;
     w->port_stats[cmd->port].injected++;
     ff_output(w, cmd->port, cmd->port, &frame);
     ff_output_flush(w);
@@ -357,13 +361,13 @@ int ff_upcall_finish(const struct ff_verdict *verdicts, int n) {
     return known;
 }
 
-int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len) {
+int ff_packet_out(uint16_t port_id, uint16_t remote, const uint8_t *frame, uint32_t len) {
     struct ff_command *cmd;
     struct ff_frame f;
 
     if (ff_port(port_id) == NULL)
         return -ENOENT;
-    if (len < FF_ETH_HLEN || len > UINT16_MAX)
+    if (len < FF_ETH_HLEN || len > UINT16_MAX || remote >= FF_MAX_REMOTES)
         return -EINVAL;
     /* a frame in borrowed memory: keeping it makes the copy */
     f = (struct ff_frame){
@@ -373,7 +377,8 @@ int ff_packet_out(uint16_t port_id, const uint8_t *frame, uint32_t len) {
         free(cmd);
         return -ENOMEM;
     }
-    *cmd = (struct ff_command){.type = FF_CMD_PACKET, .packet = f.buf, .port = port_id};
+    *cmd = (struct ff_command){
+        .type = FF_CMD_PACKET, .packet = f.buf, .port = port_id, .remote = remote};
     issue(ff.workers[0], cmd);
     return 0;
 }

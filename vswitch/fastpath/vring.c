@@ -11,11 +11,13 @@ void ff_vring_call(const struct ff_vring *vq) {
         return; /* the counter is full: the driver has been told */
 }
 
-bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struct ff_chain *chain,
-                         unsigned int hdr_len) {
+bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct ff_arena *arena,
+                         const struct ff_chain *chain) {
     uint8_t *head = arena->head[arena->n_heads] + FF_HEAD_ROOM;
     struct ff_seg *out = &arena->seg[arena->n_segs];
+    unsigned int hdr_len = vq->hdr_len;
     uint32_t skip = hdr_len, head_len = 0;
+    uint8_t header[12];
     unsigned int n = 0;
 
     if (chain->len < hdr_len)
@@ -24,6 +26,7 @@ bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struc
         struct ff_seg s = chain->seg[i];
         uint32_t part = RTE_MIN(skip, s.len);
 
+        memcpy(header + hdr_len - skip, s.p, part);
         skip -= part;
         s.p += part;
         s.len -= part;
@@ -39,38 +42,11 @@ bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struc
         .len = chain->len - hdr_len,
         .head_len = (uint16_t)head_len,
         .n_segs = (uint16_t)n,
+        .offload = ff_offload_read(header, vq->offloads),
     };
     arena->n_heads++;
     arena->n_segs += n;
     return true;
-}
-
-void ff_reader_start(struct ff_reader *r, const struct ff_frame *f) {
-    *r = (struct ff_reader){.f = f, .p = f->head, .here = f->head_len};
-    if (ff_frame_is_mbuf(f))
-        r->m = f->buf->next;
-}
-
-void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len) {
-    while (len > 0) {
-        uint32_t n = RTE_MIN(len, r->here);
-
-        memcpy(dst, r->p, n);
-        dst += n;
-        len -= n;
-        r->p += n;
-        r->here -= n;
-        if (r->here > 0 || len == 0)
-            continue;
-        if (ff_frame_is_mbuf(r->f)) {
-            r->p = rte_pktmbuf_mtod(r->m, const uint8_t *);
-            r->here = r->m->data_len;
-            r->m = r->m->next;
-        } else {
-            r->p = r->f->seg[r->next].p;
-            r->here = r->f->seg[r->next++].len;
-        }
-    }
 }
 
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r,

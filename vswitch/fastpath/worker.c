@@ -20,24 +20,32 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
+    ff_sample_begin(&w->sample);
     n = port->ops->rx(w, port, queue, frames, FF_BURST);
-    if (n == 0)
+    if (n == 0) {
+        ff_sample_end(&w->sample, &w->stats, 0);
         return 0;
+    }
     for (unsigned int i = 0; i < n; i++)
         bytes += frames[i].len;
     q->rx_packets += n;
     q->rx_bytes += bytes;
     w->stats.packets += n;
+    w->stats.bursts++;
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_RX))
         for (unsigned int i = 0; i < n; i++)
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX);
     got = n;
     if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
         n = ff_vxlan_input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_TX);
     if (port->ops->rx_done != NULL)
         port->ops->rx_done(port, queue);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX_DONE);
+    ff_sample_end(&w->sample, &w->stats, got);
     return got;
 }
 

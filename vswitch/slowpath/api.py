@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from vswitch import __version__
@@ -106,6 +106,7 @@ class Api:
             "state": entry.state.label,
             "reason": entry.reason,
             "since": round(entry.since, 3),
+            "warnings": self._switch.port_warnings(entry),
         }
         if not entry.id:
             return result | {"driver": "", "rx_queues": 0, "tx_queues": 0, "features": 0, "stats": stats.NO_TRAFFIC}
@@ -170,7 +171,14 @@ class Api:
             "ports": {e.config.name: stats.port_to_json(fast_path.port_stats(e.id)) for e in entries if e.id},
             "workers": [stats.worker_to_json(worker) for worker in fast_path.worker_stats()],
             "totals": self._totals(),
+            "warnings": self._warnings(entries),
+            "time_s": time.monotonic(),
+            "tsc_hz": fast_path.tsc_hz,
         }
+
+    def _warnings(self, entries: Iterable[PortEntry]) -> list[str]:
+        found = [f"port {e.config.name}: {warning}" for e in entries for warning in self._switch.port_warnings(e)]
+        return found + self._switch.worker_warnings()
 
     # ---- ports ------------------------------------------------------------
 
@@ -236,6 +244,7 @@ class Api:
         now = time.monotonic()
         return (
             {
+                "network": entry.network,
                 "vlan": entry.vlan,
                 "mac": mac_text(entry.mac),
                 "port": self._switch.port_label(entry.port),

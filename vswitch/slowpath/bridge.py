@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from vswitch.slowpath.flows import MASK_DST, MASK_PORT, MASK_VLAN, Depends, bridging_mask
-from vswitch.slowpath.learning import Admission, Fdb, Station
-from vswitch.slowpath.types import Action, ActionType, Drop, Key, Port
+from vswitch.slowpath.flows import MASK_DST, MASK_PORT, MASK_VLAN, Depends, bridging_mask, union
+from vswitch.slowpath.learning import Admission, Fdb, Segment, Station
+from vswitch.slowpath.overlay import Binding, Overlay, Way
+from vswitch.slowpath.pipeline import ETH_HLEN, VLAN_HLEN
+from vswitch.slowpath.types import Action, ActionType, Drop, Key, Port, PortType
 from vswitch.slowpath.vlan import Tag, VlanPolicy, output_actions
 
 NO_PORT: Final = 0  # FF_PORT_NONE
@@ -25,14 +27,18 @@ class Member(NamedTuple):
 
     id: int
     up: bool
+    network: str
+    tunnel: bool  # the network's endpoints on other hosts are behind it
     vlans: VlanPolicy
     quota: int
     mirror: int  # port that gets a copy of what this one sends and receives, NO_PORT: none is there and up
     is_mirror: bool  # other ports' copies go here, so it takes no part in bridging
 
-    def bridges(self, vlan: int) -> bool:
-        """Whether frames of the VLAN may come and go here."""
-        return not self.is_mirror and self.vlans.carries(vlan)
+    def bridges(self, segment: Segment) -> bool:
+        """Whether a bridge's frames of the segment may come and go here; a tunnel's go to one endpoint only."""
+        if self.is_mirror or self.tunnel:
+            return False
+        return self.network == segment.network and self.vlans.carries(segment.vlan)
 
 
 class Verdict(NamedTuple):
@@ -45,6 +51,7 @@ class Verdict(NamedTuple):
     admission: Admission | None = None  # None: dropped before its source mattered
     target: int | None = None  # port behind which its destination is known to be
     depends: Depends = Depends()
+    asks: bool = False  # for an address that the switch may know: each such frame goes to the slow path
 
     @property
     def floods(self) -> bool:
@@ -57,7 +64,7 @@ class _Frame(NamedTuple):
 
     port: Member
     tag: Tag
-    vlan: int
+    segment: Segment
     src: Station
     dst: Station
 
@@ -68,7 +75,8 @@ class Bridge:
     def __init__(self) -> None:
         self._ports: dict[int, Port] = {}
         self._members: dict[int, Member] = {}
-        self._carriers: dict[int, tuple[Member, ...]] = {}
+        self._carriers: dict[Segment, tuple[Member, ...]] = {}
+        self.overlay = Overlay()
         self._actions: dict[tuple[int, int, int, Tag], tuple[Action, ...]] = {}
 
     @property
@@ -90,12 +98,12 @@ class Bridge:
         pairs = [(before.get(i), self._members.get(i)) for i in sorted(before.keys() | self._members.keys())]
         return [(old, new) for old, new in pairs if old != new]
 
-    def carriers(self, vlan: int) -> tuple[Member, ...]:
-        """The ports to which a frame of the VLAN floods, by id."""
-        carriers = self._carriers.get(vlan)
+    def carriers(self, segment: Segment) -> tuple[Member, ...]:
+        """The ports to which a frame of the segment floods, by id."""
+        carriers = self._carriers.get(segment)
         if carriers is None:
-            carriers = tuple(m for m in self._members.values() if m.up and m.bridges(vlan))
-            self._carriers[vlan] = carriers
+            carriers = tuple(m for m in self._members.values() if m.up and m.bridges(segment))
+            self._carriers[segment] = carriers
         return carriers
 
     def judge(self, key: Key, fdb: Fdb) -> Verdict:
@@ -107,38 +115,75 @@ class Bridge:
             return self._dropped(port, Verdict((), MASK_PORT, Drop.POLICY))
         tag = Tag.of(key)
         vlan = port.vlans.classify(tag)
-        if vlan is None:
+        if vlan is None or (port.tunnel and tag.tpid):  # RFC 7348 section 6.1: no inner tags
             return self._dropped(port, Verdict((), MASK_VLAN, Drop.VLAN))
         if _is_reserved(key.eth_dst):
             return self._dropped(port, Verdict((), MASK_DST, Drop.RESERVED_MAC, vlan))
         # Where a priority tag becomes a VLAN tag, its priority bits go along; else nobody looks at them.
         keeps_priority = tag.tpid != 0 and tag.vid == 0 and vlan != 0
-        frame = _Frame(port, tag, vlan, Station(vlan, key.eth_src), Station(vlan, key.eth_dst))
+        segment = Segment(port.network, vlan)
+        frame = _Frame(port, tag, segment, Station(segment, key.eth_src), Station(segment, key.eth_dst))
         verdict = Verdict(
             actions=(),
             mask=bridging_mask(key, keeps_priority),
             vlan=vlan,
-            admission=fdb.admission(frame.src, port.id, port.quota),
+            admission=None if port.tunnel else fdb.admission(frame.src, port.id, port.quota),
             depends=Depends(frame.src, frame.dst),
         )
+        if self.overlay.controls(port.network):
+            return self._controlled(frame, key, verdict, fdb)
+        if port.tunnel:
+            return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
         return self._forward(frame, verdict, fdb)
+
+    def _controlled(self, frame: _Frame, key: Key, verdict: Verdict, fdb: Fdb) -> Verdict:
+        """A frame in a network whose endpoints a controller has told: what it says goes before what was learned."""
+        port = frame.port
+        passage = self.overlay.passage(key, port.network, port.id, tunnel=port.tunnel)
+        verdict = verdict._replace(mask=union(verdict.mask, passage.mask), asks=passage.asks)
+        if passage.drop:
+            # What is refused must not be learned either.
+            return self._dropped(port, verdict._replace(drop=passage.drop, admission=None))
+        if passage.to is None:
+            if port.tunnel:
+                return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
+            return self._forward(frame, verdict, fdb)
+        if verdict.admission is Admission.HELD:
+            return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
+        if passage.to.port is None:
+            return self._away(frame, verdict, passage.to)
+        return self._to_port(frame, verdict, passage.to.port)
+
+    def _to_port(self, frame: _Frame, verdict: Verdict, target: int) -> Verdict:
+        """To the port behind which the destination is."""
+        port, to = frame.port, self._members.get(target)
+        if target == port.id:
+            return self._dropped(port, verdict._replace(drop=Drop.SAME_PORT, target=target))
+        if to is None or not to.bridges(frame.segment):  # a static entry or an endpoint may name such a port
+            return self._dropped(port, verdict._replace(drop=Drop.NO_DEST, target=target))
+        return verdict._replace(actions=self._outputs(frame, to), target=target)
+
+    def _away(self, frame: _Frame, verdict: Verdict, to: Binding) -> Verdict:
+        """To an endpoint on another host. VLANs stay on this one, and no frame is taken from host to host."""
+        port, way = frame.port, self.overlay.way(to)
+        if port.tunnel or frame.segment.vlan:
+            return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
+        if way is None or way.port not in self._members:
+            return self._dropped(port, verdict._replace(drop=Drop.TUNNEL_DOWN))
+        actions = (*_mirrors(port, [self._members[way.port]]), *_tunnel_actions(frame.tag, way))
+        return verdict._replace(actions=actions, target=way.port)
 
     def _forward(self, frame: _Frame, verdict: Verdict, fdb: Fdb) -> Verdict:
         """The bridged part: from the source that was let in to the outputs."""
-        port, vlan, dst = frame.port, frame.vlan, frame.dst
+        port, segment, dst = frame.port, frame.segment, frame.dst
         if verdict.admission is Admission.HELD:
             return self._dropped(port, verdict._replace(drop=Drop.MOVE_HOLD))
         target = fdb.port_of(dst)  # of a group, never known: no frame comes from one
         if frame.src == dst and verdict.admission not in (Admission.STATIC, Admission.NONE):
             target = port.id  # whether or not the port may learn it
-        if target == port.id:
-            return self._dropped(port, verdict._replace(drop=Drop.SAME_PORT, target=target))
         if target is not None:
-            to = self._members[target]
-            if not to.bridges(vlan):  # a static entry may name such a port
-                return self._dropped(port, verdict._replace(drop=Drop.NO_DEST, target=target))
-            return verdict._replace(actions=self._outputs(frame, to), target=target)
-        verdict = verdict._replace(depends=Depends(frame.src, dst, flood=vlan))
+            return self._to_port(frame, verdict, target)
+        verdict = verdict._replace(depends=Depends(frame.src, dst, flood=segment))
         actions = self._outputs(frame, None)
         if not actions:
             return self._dropped(port, verdict._replace(drop=Drop.NO_DEST))
@@ -146,13 +191,13 @@ class Bridge:
 
     def _outputs(self, frame: _Frame, to: Member | None) -> tuple[Action, ...]:
         """Actions towards one port, or (None) all of the VLAN; empty when there is none."""
-        port, tag, vlan = frame.port, frame.tag, frame.vlan
+        port, tag, vlan = frame.port, frame.tag, frame.segment.vlan
         cache_key = (port.id, to.id if to else NO_PORT, vlan, tag)
         actions = self._actions.get(cache_key)
         if actions is None:
             if len(self._actions) >= _CACHE_MAX:
                 self._actions.clear()
-            outputs = [to] if to else [m for m in self.carriers(vlan) if m.id != port.id]
+            outputs = [to] if to else [m for m in self.carriers(frame.segment) if m.id != port.id]
             actions = output_actions(vlan, tag, ((m.id, m.vlans) for m in outputs))
             if actions:
                 actions = _mirrors(port, outputs) + actions
@@ -173,6 +218,8 @@ def _members(ports: Iterable[Port]) -> dict[int, Member]:
         members[port.id] = Member(
             id=port.id,
             up=port.up,
+            network=port.config.network,
+            tunnel=port.config.type is PortType.VXLAN,
             vlans=VlanPolicy.of(port.config),
             quota=port.config.mac_quota,
             mirror=mirror.id if mirror and mirror.up else NO_PORT,
@@ -185,6 +232,16 @@ def _mirrors(port: Member, outputs: Sequence[Member]) -> tuple[Action, ...]:
     """One copy for each mirror port of the ports that the frame passes; first, while it is as received."""
     mirrors = dict.fromkeys(m.mirror for m in (port, *outputs) if m.mirror not in (NO_PORT, port.id))
     return tuple(Action(ActionType.MIRROR, mirror) for mirror in mirrors)
+
+
+def _tunnel_actions(tag: Tag, way: Way) -> tuple[Action, ...]:
+    limit = way.mtu + ETH_HLEN + (VLAN_HLEN if tag.tpid else 0)
+    return (
+        Action(ActionType.CHECK_LEN, limit),
+        *((Action(ActionType.VLAN_POP),) if tag.tpid else ()),  # a priority tag: it names no VLAN
+        Action(ActionType.SET_TUNNEL, way.remote),
+        Action(ActionType.OUTPUT, way.port),
+    )
 
 
 def _drop(reason: Drop) -> Action:

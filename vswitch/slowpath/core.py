@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vswitch.slowpath.bridge import Bridge, Member, Verdict
 from vswitch.slowpath.flows import ND_TYPES, FlowIndex
-from vswitch.slowpath.learning import HOLD_TIME, MOVES_MAX, MOVES_WINDOW, Admission, Fdb, Station
+from vswitch.slowpath.learning import HOLD_TIME, MOVES_MAX, MOVES_WINDOW, Admission, Fdb, Segment, Station
+from vswitch.slowpath.overlay import Binding, Filter, Overlay
 from vswitch.slowpath.pipeline import EthType, IpProto, masked
 from vswitch.slowpath.reasons import explain, mac_text
+from vswitch.slowpath.responder import Responder
 from vswitch.slowpath.types import (
     AddFlow,
     Command,
@@ -43,6 +45,7 @@ class SwitchCore:
         self._bridge = Bridge()
         self._fdb = Fdb(mac_age)
         self._flows = FlowIndex()
+        self._responder = Responder(self._bridge)
         self._quota_told: set[int] = set()
         self._full_told = False
 
@@ -91,9 +94,9 @@ class SwitchCore:
             if old is None or new is None or old._replace(up=new.up) != new:
                 concerned |= self._flows.from_port(port_id)
                 concerned |= self._port_stations_changed(port_id, new)
-            for vlan in self._flows.flooded_vlans():
-                if any(member and member.bridges(vlan) for member in (old, new)):
-                    concerned |= self._flows.flooding(vlan)
+            for segment in self._flows.flooded_segments():
+                if any(member and member.bridges(segment) for member in (old, new)):
+                    concerned |= self._flows.flooding(segment)
         return self._revalidate(concerned)
 
     def _port_stations_changed(self, port_id: int, member: Member | None) -> set[int]:
@@ -101,7 +104,7 @@ class SwitchCore:
         concerned: set[int] = set()
         for station in self._fdb.on_port(port_id):
             concerned |= self._flows.to_station(station)
-            stays = member is not None and (self._fdb.is_static(station) or member.bridges(station.vlan))
+            stays = member is not None and (self._fdb.is_static(station) or member.bridges(station.segment))
             if not stays:
                 self._fdb.remove(station)
                 concerned |= self._flows.from_station(station)
@@ -114,7 +117,11 @@ class SwitchCore:
         commands = self._release_holds(now)
         verdict = self._bridge.judge(upcall.key, self._fdb)
         commands += self._learn(upcall.key, verdict, now)
-        if upcall.key.in_port in self._bridge.ports:
+        own = self._responder.answer(upcall, verdict, now)
+        if own is not None:
+            verdict = verdict._replace(actions=own.actions)
+            commands += own.frames
+        elif upcall.key.in_port in self._bridge.ports and not verdict.asks:
             commands += self._install(upcall.key, verdict, now)
         commands.append(Finish(upcall.id, verdict.actions))
         return commands
@@ -127,7 +134,7 @@ class SwitchCore:
 
     def _learn(self, key: Key, verdict: Verdict, now: float) -> list[Command]:
         src, port = verdict.depends.src, self._bridge.member(key.in_port)
-        if src is None or port is None:
+        if src is None or port is None or verdict.admission is None:
             return []
         old_port = self._fdb.port_of(src)
         commands: list[Command] = []
@@ -154,7 +161,7 @@ class SwitchCore:
 
     def _move_notices(self, station: Station, old_port: int | None, new_port: int) -> list[Command]:
         here = self._name(new_port)
-        who = f"{mac_text(station.mac)} (VLAN {station.vlan})"
+        who = f"{mac_text(station.mac)} (VLAN {station.segment.vlan})"
         notices: list[Command] = [Notice(f"{who} moved from {self._name(old_port)} to {here}")]
         entry = self._fdb.entry(station)
         if entry is not None and entry.held_until:
@@ -180,6 +187,70 @@ class SwitchCore:
             return [Notice(f"the flow table is full ({self._max_flows} flows): packets of new flows all go up")]
         return [AddFlow(self._flows.add(flow, verdict.depends, now), flow)]
 
+    # ---- what a controller tells ---------------------------------------------
+
+    @property
+    def overlay(self) -> Overlay:
+        """What a controller has told; to be looked at, and changed by the methods here only."""
+        return self._bridge.overlay
+
+    def set_network(self, name: str, vxlan_port: int | None, now: float) -> list[Command]:
+        """A network is controlled: its endpoints are told, those on other hosts are behind `vxlan_port`."""
+        self.overlay.set_network(name, vxlan_port)
+        return self._network_changed(name)
+
+    def remove_network(self, name: str, now: float) -> list[Command]:
+        """A network is controlled no more, and learns again; its endpoints are forgotten."""
+        self.overlay.remove_network(name)
+        return self._network_changed(name)
+
+    def set_endpoints(self, bindings: Iterable[Binding], now: float) -> list[Command]:
+        """Endpoints are new or changed; flows from and to them, where they were and where they are, are revalidated."""
+        concerned: set[int] = set()
+        for binding in bindings:
+            for changed in self.overlay.set(binding):
+                concerned |= self._of_endpoint(changed)
+        return self._revalidate(concerned)
+
+    def remove_endpoints(self, names: Iterable[tuple[str, str]], now: float) -> list[Command]:
+        """Endpoints, each by (network, name), are gone; unknown ones are passed over."""
+        concerned: set[int] = set()
+        for network, name in names:
+            binding = self.overlay.endpoint(network, name)
+            if binding is not None:
+                self.overlay.remove(binding)
+                concerned |= self._of_endpoint(binding)
+        return self._revalidate(concerned)
+
+    def set_filters(self, filters: Mapping[tuple[str, str], Filter | None], now: float) -> list[Command]:
+        """What may pass between pairs of endpoints (from, to), by name; None: everything."""
+        concerned: set[int] = set()
+        for (source, destination), rules in filters.items():
+            self.overlay.set_filter(source, destination, rules)
+            for network in self.overlay.networks():
+                sender = self.overlay.endpoint(network, source)
+                to = self.overlay.endpoint(network, destination)
+                if sender is not None and to is not None:
+                    concerned |= self._of_mac(sender, source=True) & self._of_mac(to, source=False)
+        return self._revalidate(concerned)
+
+    def _network_changed(self, name: str) -> list[Command]:
+        ports = [port.id for port in self._bridge.ports.values() if port.config.network == name]
+        return self._revalidate(handle for port in ports for handle in self._flows.from_port(port))
+
+    def _of_endpoint(self, binding: Binding) -> set[int]:
+        concerned = self._of_mac(binding, source=True) | self._of_mac(binding, source=False)
+        if binding.port is not None:
+            # A port with its first endpoint, or without its last, lets others in than before.
+            concerned |= self._flows.from_port(binding.port)
+        return concerned
+
+    def _of_mac(self, binding: Binding, *, source: bool) -> set[int]:
+        """Flows that an endpoint sends, or that go to it, in any VLAN of its network."""
+        stations = self._flows.stations(binding.network, binding.mac)
+        find = self._flows.from_station if source else self._flows.to_station
+        return {handle for station in stations for handle in find(station)}
+
     # ---- time and statistics -----------------------------------------------
 
     def flow_stats(self, stats: Mapping[int, FlowStats], now: float) -> list[Command]:
@@ -193,7 +264,7 @@ class SwitchCore:
             used = self._flows.used(handle, counters.last_used)
             done = now - used >= self.flow_idle
             src, port = self._flows.depends(handle).src, self._bridge.member(flow.key.in_port)
-            if src is not None and port is not None:
+            if src is not None and port is not None and not port.tunnel:
                 self._fdb.refresh(src, port.id, counters.last_used)
                 # The quota kept this one from being learned, and has room now: the next packet is to come up.
                 room = port.quota - self._fdb.learned_on(port.id)
@@ -275,7 +346,7 @@ class SwitchCore:
             raise ValueError(f"{mac_text(mac)} is not the address of one station")
         if not 0 <= vlan < VID_MASK:
             raise ValueError(f"VLAN {vlan} is not in 0..{VID_MASK - 1}")
-        station = Station(vlan, mac)
+        station = Station(Segment(self._bridge.ports[port_id].config.network, vlan), mac)
         self._fdb.add_static(station, port_id, now)
         return self._station_changed(station)
 
@@ -283,6 +354,7 @@ class SwitchCore:
         """A copy of ports and addresses, without flows, to try packets on."""
         copy = SwitchCore(mac_age=self.mac_age, flow_idle=self.flow_idle, max_flows=self._max_flows)
         copy._bridge.set_ports(self._bridge.ports.values())
+        copy._bridge.overlay = self._bridge.overlay
         copy._fdb = self._fdb.copy()
         copy._quota_told = set(self._quota_told)
         return copy

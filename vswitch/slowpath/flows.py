@@ -7,13 +7,16 @@ of many flows; the indexes here name them without a look at the others.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import or_
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
-from vswitch.slowpath.learning import Station
+from vswitch.slowpath.learning import Segment, Station
 from vswitch.slowpath.pipeline import EthType, IpProto
 from vswitch.slowpath.types import Action, Flow, Key
 from vswitch.slowpath.vlan import PCP_DEI_MASK, VID_MASK
@@ -62,13 +65,38 @@ def bridging_mask(key: Key, keeps_priority: bool) -> Key:
     return _PRIORITY[mask] if keeps_priority else mask
 
 
+@lru_cache(maxsize=1024)
+def union(one: Key, other: Key) -> Key:
+    """Every bit that is in one mask or the other."""
+    return Key(
+        _or(one.eth_dst, other.eth_dst),
+        _or(one.eth_src, other.eth_src),
+        one.eth_type | other.eth_type,
+        one.in_port | other.in_port,
+        (one.vlan_tpid[0] | other.vlan_tpid[0], one.vlan_tpid[1] | other.vlan_tpid[1]),
+        (one.vlan_tci[0] | other.vlan_tci[0], one.vlan_tci[1] | other.vlan_tci[1]),
+        one.ip_proto | other.ip_proto,
+        one.ip_tos | other.ip_tos,
+        one.ip_frag | other.ip_frag,
+        one.tcp_flags | other.tcp_flags,
+        one.l4_src | other.l4_src,
+        one.l4_dst | other.l4_dst,
+        _or(one.ip_src, other.ip_src),
+        _or(one.ip_dst, other.ip_dst),
+    )
+
+
+def _or(one: bytes, other: bytes) -> bytes:
+    return bytes(map(or_, one, other))
+
+
 @dataclass(frozen=True, slots=True)
 class Depends:
     """What a flow's decision depends on, besides the port that it came in by."""
 
     src: Station | None = None
     dst: Station | None = None
-    flood: int | None = None  # VLAN whose ports it goes to
+    flood: Segment | None = None  # whose ports it goes to
 
 
 class _Index(Generic[K]):
@@ -112,7 +140,8 @@ class FlowIndex:
         self._by_port: _Index[int] = _Index()
         self._by_src: _Index[Station] = _Index()
         self._by_dst: _Index[Station] = _Index()
-        self._by_flood: _Index[int] = _Index()
+        self._by_flood: _Index[Segment] = _Index()
+        self._segments: dict[tuple[str, bytes], Counter[Segment]] = {}  # (network, MAC) → segments with its flows
         self._last_handle = 0
 
     def __len__(self) -> int:
@@ -181,20 +210,36 @@ class FlowIndex:
         """Flows that go to a station, wherever it is or if nobody knows."""
         return self._by_dst.get(station)
 
-    def flooding(self, vlan: int) -> AbstractSet[int]:
-        """Flows that go to all ports of a VLAN."""
-        return self._by_flood.get(vlan)
+    def stations(self, network: str, mac: bytes) -> Sequence[Station]:
+        """The stations of a MAC in a network that flows come from or go to."""
+        return [Station(segment, mac) for segment in self._segments.get((network, mac), ())]
 
-    def flooded_vlans(self) -> Sequence[int]:
-        """The VLANs that have such flows."""
+    def flooding(self, segment: Segment) -> AbstractSet[int]:
+        """Flows that go to all ports of a segment."""
+        return self._by_flood.get(segment)
+
+    def flooded_segments(self) -> Sequence[Segment]:
+        """The segments that have such flows."""
         return self._by_flood.keys()
 
     def _enter(self, handle: int, depends: Depends) -> None:
         self._by_src.add(depends.src, handle)
         self._by_dst.add(depends.dst, handle)
         self._by_flood.add(depends.flood, handle)
+        for station in {depends.src, depends.dst} - {None}:
+            assert station is not None
+            self._segments.setdefault((station.segment.network, station.mac), Counter())[station.segment] += 1
 
     def _leave(self, handle: int, depends: Depends) -> None:
         self._by_src.remove(depends.src, handle)
         self._by_dst.remove(depends.dst, handle)
         self._by_flood.remove(depends.flood, handle)
+        for station in {depends.src, depends.dst} - {None}:
+            assert station is not None
+            where = (station.segment.network, station.mac)
+            counts = self._segments[where]
+            counts[station.segment] -= 1
+            if not counts[station.segment]:
+                del counts[station.segment]
+            if not counts:
+                del self._segments[where]

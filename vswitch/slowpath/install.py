@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.interfaces import FastPathApi
-from vswitch.slowpath.types import AddFlow, Command, DelFlow, Finish, FlowStats, Notice
+from vswitch.slowpath.types import AddFlow, Command, DelFlow, Finish, FlowStats, Notice, SendFrame
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,12 @@ class Installer:
         self._refused = False  # a full table refuses packet after packet: one line when it begins is enough
 
     def execute(self, commands: Iterable[Command]) -> None:
-        """Do `commands`: flow changes in their order, then all verdicts, so that what was parked finds its flow."""
+        """Do `commands`: flow changes in their order, then all verdicts, so that what was parked finds its
+        flow; frames of the switch's own last."""
         adds: list[AddFlow] = []
         dels: list[int] = []
         verdicts: list[Finish] = []
+        frames: list[SendFrame] = []
         for command in commands:
             match command:
                 case AddFlow():
@@ -39,12 +41,22 @@ class Installer:
                     dels.append(handle)
                 case Finish():
                     verdicts.append(command)
+                case SendFrame():
+                    frames.append(command)
                 case Notice(text):
                     log.warning("%s", text)
         self._add(adds)
         self._delete(dels)
         if verdicts:
             self._fast_path.finish(verdicts)
+        for frame in frames:
+            self._send(frame)
+
+    def _send(self, frame: SendFrame) -> None:
+        try:
+            self._fast_path.packet_out(frame.port, frame.frame, frame.remote)
+        except FastPathError as error:
+            log.warning("%s", error)
 
     def _add(self, adds: Sequence[AddFlow]) -> list[AddFlow]:
         todo = list(adds)

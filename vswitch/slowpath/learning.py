@@ -25,10 +25,17 @@ IPS_MAX: Final = 8
 NO_MAC: Final = bytes(6)
 
 
-class Station(NamedTuple):
-    """An address in a VLAN: what the database is keyed by."""
+class Segment(NamedTuple):
+    """A VLAN of a network: as far as a broadcast goes."""
 
+    network: str
     vlan: int
+
+
+class Station(NamedTuple):
+    """An address in a segment: what the database is keyed by."""
+
+    segment: Segment
     mac: bytes
 
 
@@ -63,7 +70,7 @@ class _Entry:
 
 
 class Fdb:
-    """(VLAN, MAC) → port, with the IP addresses seen behind each MAC."""
+    """(segment, MAC) → port, with the IP addresses seen behind each MAC."""
 
     def __init__(self, mac_age: float) -> None:
         self.mac_age = mac_age
@@ -237,7 +244,8 @@ def _is_unicast(ip: bytes) -> bool:
 
 def _view(entry: _Entry) -> FdbEntry:
     return FdbEntry(
-        vlan=entry.station.vlan,
+        network=entry.station.segment.network,
+        vlan=entry.station.segment.vlan,
         mac=entry.station.mac,
         port=entry.port,
         learned=entry.learned,

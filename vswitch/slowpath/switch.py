@@ -23,6 +23,7 @@ from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.install import Installer
 from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.ports import change_port, differences
+from vswitch.slowpath.progress import Progress, Subject
 from vswitch.slowpath.stats import Counters
 from vswitch.slowpath.taps import TapHub
 from vswitch.slowpath.types import (
@@ -101,6 +102,7 @@ class Switch:
         self._check_devargs = check_devargs
         self._clock = clock
         self._changed = asyncio.Event()
+        self._progress = Progress()
 
     # ---- ports --------------------------------------------------------------
 
@@ -333,11 +335,33 @@ class Switch:
             await asyncio.sleep(0)
         self._pass_log()
         now = self._clock()
+        self._look_for_wedged(now)
         self.flows.execute(self.core.tick(now))
         for entry in [e for e in self.ports.values() if not e.id and e.retry_at <= now]:
             self._reopen(entry)
 
+    def _look_for_wedged(self, now: float) -> None:
+        asleep = self.fast_path.worker_asleep
+        workers = enumerate(self.fast_path.worker_stats())
+        loops = [None if asleep(number) else worker.loops for number, worker in workers]
+        begun, ended = self._progress.look(now, self.fast_path.suspects(), loops)
+        for subject in begun:
+            log.warning("%s%s", self._of_port(subject), subject)
+        for subject in ended:
+            log.info("%sover: %s", self._of_port(subject), subject)
+
+    def _of_port(self, subject: Subject) -> str:
+        return f"port {self.port_label(subject.port_id)}: " if subject.port_id else ""
+
     # ---- for the command line ---------------------------------------------------
+
+    def port_warnings(self, entry: PortEntry) -> list[str]:
+        """What is wrong with a port although it is ready, a line each."""
+        return [str(subject) for subject in self._progress.wedged(entry.id)] if entry.id else []
+
+    def worker_warnings(self) -> list[str]:
+        """Which workers hang, a line each."""
+        return [str(subject) for subject in self._progress.wedged(0)]
 
     def counters(self) -> Counters:
         """What all ports have counted, those that exist no more included."""

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The names of the drop reasons and faults. */
+/* The names of the drop reasons, faults and stages. */
 #include "ff.h"
 
 static const char *const ff_drop_names[] = {
@@ -14,6 +14,7 @@ static const char *const ff_drop_names[] = {
     [FF_DROP_MALFORMED_TCP] = "malformed-tcp",
     [FF_DROP_MALFORMED_UDP] = "malformed-udp",
     [FF_DROP_MALFORMED_ICMP] = "malformed-icmp",
+    [FF_DROP_BAD_OFFLOAD] = "bad-offload",
     [FF_DROP_POLICY] = "policy",
     [FF_DROP_VLAN] = "vlan",
     [FF_DROP_RESERVED_MAC] = "reserved-mac",
@@ -63,4 +64,16 @@ _Static_assert(sizeof(ff_fault_names) / sizeof(ff_fault_names[0]) == FF_FAULT_MA
 
 const char *ff_fault_name(unsigned int fault) {
     return fault < FF_FAULT_MAX ? ff_fault_names[fault] : "unknown";
+}
+
+static const char *const ff_stage_names[] = {
+    [FF_STAGE_RX] = "rx",           [FF_STAGE_PARSE] = "parse",   [FF_STAGE_LOOKUP] = "lookup",
+    [FF_STAGE_ACTIONS] = "actions", [FF_STAGE_UPCALL] = "upcall", [FF_STAGE_TX] = "tx",
+    [FF_STAGE_RX_DONE] = "rx-done",
+};
+_Static_assert(sizeof(ff_stage_names) / sizeof(ff_stage_names[0]) == FF_STAGE_MAX,
+               "every stage has a name");
+
+const char *ff_stage_name(unsigned int stage) {
+    return stage < FF_STAGE_MAX ? ff_stage_names[stage] : "unknown";
 }
