@@ -5,6 +5,7 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fuzz/*.[ch])
+PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 # What these test differs with several workers, and EAL starts once a process.
 TWO_WORKERS := flows idle peers pmd ports upcalls workers
@@ -19,7 +20,7 @@ FUZZ_RUNS ?= 10000000
 demo: build
 	$(PYTHON) scripts/demo
 
-build: build/module.stamp
+build: build/module.stamp build/proto.stamp
 
 test: build lint build/guest.stamp $(FUZZERS)
 	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system
@@ -46,7 +47,7 @@ fuzz: build $(FUZZERS)
 	done
 	FFSWITCH_MACHINE=long $(PYTHON) -m pytest tests/fastpath/test_frontend_machine.py
 
-lint: build/venv.stamp
+lint: build/venv.stamp build/proto.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
@@ -67,6 +68,7 @@ bench-instructions: build
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- what is made once, and again only when its sources change ----
@@ -77,7 +79,7 @@ build/deps.stamp: scripts/install-deps
 
 build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16' 'grpcio-tools>=1.60' 'mypy-protobuf>=3.6'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
 	@touch $@
 
@@ -111,3 +113,6 @@ build/fuzz/%.o: vswitch/fastpath/%.c $(C_FILES) build/deps.stamp
 build/fuzz/%.o: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h) build/deps.stamp
 	@mkdir -p $(@D)
 	clang $(FUZZ_CFLAGS) -fno-sanitize-coverage=trace-cmp -c -o $@ $<
+build/proto.stamp: build/venv.stamp $(PROTOS) controller/proto/generate.py
+	$(PYTHON) controller/proto/generate.py
+	@touch $@

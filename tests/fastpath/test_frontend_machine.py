@@ -128,6 +128,7 @@ class Machine(RuleBasedStateMachine):
         bad = self.ports[side]
         if isinstance(bad.peer.vrings[1].ring, SplitRing):
             DEEDS[deed](bad.peer)
+            bad.peer.kick()
             self.suffer(side, deed.split(maxsplit=1)[0], options, sizes)
 
     @rule(side=SIDES, receive=st.booleans(), options=OPTIONS, sizes=SIZES)

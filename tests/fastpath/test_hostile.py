@@ -93,6 +93,7 @@ def test_chains_that_fill_a_burst(switch: Switch) -> None:
         struct.pack_into("<QIHH", memory.view, ring.desc + 16 * head, *fields)
         ring.avail[2 + head] = head
     ring.avail[1] = 10
+    bad.peer.kick()
     assert right.peer.wait_received(8) == [plain] * 8
     assert switch.drops(bad) == {Drop.OVERSIZE: 2}
     bad.peer.kill()

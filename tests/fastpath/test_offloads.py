@@ -165,7 +165,7 @@ def test_a_burst_of_all_kinds_keeps_its_order(switch: Switch) -> None:
         tx.put([stream.partial()], stream.request().pack())
         tx.put([big.partial()], big.request(1000).pack())
         expected += [stream.complete(), stream.complete(), *big.segments(1000)]
-    a.peer.send([])
+    a.peer.kick()
     assert receive(switch, b) == done(b, expected)
 
 
