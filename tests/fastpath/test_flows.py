@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from tests.fastpath.frames import drop, ether, flow, ip, mac, numbered, output, tagged
+from tests.fastpath.frames import POP, drop, ether, flow, ip, mac, numbered, output, push, tagged
 from tests.fastpath.switch import Switch
 from vswitch.slowpath.fastpath import FastPath, FastPathError
 from vswitch.slowpath.types import EXACT, Drop, Flow, Key
@@ -236,6 +236,24 @@ def test_bad_actions_are_refused(switch: Switch) -> None:
         with pytest.raises(FastPathError):
             switch.fp.flow_add([flow(actions, in_port=a.id)])
     assert switch.fp.flow_lookup(key_of(numbered(1, 2, 1)[0], a.id)) == 0
+
+
+def test_as_many_tags_as_fit_before_a_frame(switch: Switch) -> None:
+    """More at a time would overrun the memory of the frame before it."""
+    a, b, c = switch.add_hosts(3)
+    pushes = [push(number) for number in range(16)]
+    again = [action for number in range(40) for action in (POP, push(number))]
+    for too_many in ([*pushes, push(16)], [*pushes, *output(c.id), push(16)], [POP, *pushes, push(16)]):
+        with pytest.raises(FastPathError, match="Invalid argument"):
+            switch.fp.flow_add([flow([*too_many, *output(b.id)], in_port=a.id)])
+    switch.install(flow([*pushes, *again, *output(b.id)], in_port=a.id))
+    frames = numbered(1, 2, 33)
+    a.peer.send(frames)
+    switch.settle()
+    expected = frames
+    for tag in (*range(15), 39):
+        expected = [tagged(frame, tag) for frame in expected]
+    assert b.peer.receive() == expected
 
 
 def test_an_action_on_a_port_that_is_gone(switch: Switch) -> None:

@@ -5,6 +5,8 @@
 
 #include "switch.h"
 
+static_assert(FF_MAX_PUSHED * FF_VLAN_HLEN <= FF_HEAD_ROOM, "tags are put into the room");
+
 static int action_valid(const struct ff_action *a, bool last) {
     switch (a->type) {
     case FF_ACT_OUTPUT:
@@ -27,6 +29,19 @@ static int action_valid(const struct ff_action *a, bool last) {
     }
 }
 
+/* More tags than the room in front of a private head holds, were they all there at a time. */
+static bool overruns(const struct ff_action *list, uint32_t n) {
+    uint32_t tags = 0; /* beyond those that the frame came with: a pop may find none */
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (list[i].type == FF_ACT_VLAN_PUSH && ++tags > FF_MAX_PUSHED)
+            return true;
+        if (list[i].type == FF_ACT_VLAN_POP && tags > 0)
+            tags--;
+    }
+    return false;
+}
+
 /* The order in which actions are done whatever the caller's. */
 static unsigned int rank_of(const struct ff_action *a) {
     return a->type == FF_ACT_CHECK_LEN ? 0 : a->type == FF_ACT_MIRROR ? 1 : 2;
@@ -41,7 +56,7 @@ struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, 
         n = 1;
     }
     *rc = -EINVAL;
-    if (n > FF_MAX_ACTIONS)
+    if (n > FF_MAX_ACTIONS || overruns(list, n))
         return NULL;
     for (uint32_t i = 0; i < n; i++)
         if (!action_valid(&list[i], i + 1 == n))

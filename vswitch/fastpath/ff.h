@@ -29,6 +29,7 @@
 #define FF_MAX_MASKS 32
 #define FF_MAX_REMOTES 4096
 #define FF_MAX_ACTIONS 2048
+#define FF_MAX_PUSHED 16 /* VLAN tags that a list of actions may add to a frame at a time */
 #define FF_NAME_LEN 64
 #define FF_ERR_LEN 512
 #define FF_HEAD_LEN 256
