@@ -448,7 +448,9 @@ def test_top_prints_rates(run: Run, daemon: Daemon) -> None:
         show=SHOW,
         stats=lambda _: {
             "ports": {"web0": counters(rx_packets=next(numbers))},
-            "workers": [{"cpu": 1, "loops": 5, "busy_loops": 1}],
+            "workers": [{"cpu": 1, "busy_cycles": 1}],
+            "time_s": 0.0,
+            "tsc_hz": 1000,
         },
     )
     code, out, _ = run("top", "-d", "0.1", "-n", "2", "-o", "json")
@@ -459,7 +461,8 @@ def test_top_prints_rates(run: Run, daemon: Daemon) -> None:
 
 
 def test_top_without_a_terminal_draws_one_table_a_sample(run: Run, daemon: Daemon) -> None:
-    daemon(show=SHOW, stats={"ports": {"web0": counters()}, "workers": [{"cpu": 1, "loops": 5, "busy_loops": 1}]})
+    clock = {"time_s": 0.0, "tsc_hz": 1000}
+    daemon(show=SHOW, stats={"ports": {"web0": counters()}, "workers": [{"cpu": 1, "busy_cycles": 1}], **clock})
     code, out, _ = run("top", "-d", "0.1", "-n", "1")
     assert code == 0
     assert "RX PPS" in out

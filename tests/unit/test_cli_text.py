@@ -80,8 +80,10 @@ def test_vlans() -> None:
 # ---- rates ------------------------------------------------------------------
 
 
-def sample(time: float, ports: dict[str, Any], loops: int = 0, busy: int = 0) -> dict[str, Any]:
-    return {"time": time, "stats": {"ports": ports, "workers": [{"cpu": 1, "loops": loops, "busy_loops": busy}]}}
+def sample(time: float, ports: dict[str, Any], busy: int = 0) -> dict[str, Any]:
+    """`busy`: cycles, of which a second has 1000."""
+    workers = [{"cpu": 1, "busy_cycles": busy}]
+    return {"time": time, "stats": {"time_s": time, "tsc_hz": 1000, "ports": ports, "workers": workers}}
 
 
 def counters(rx: int, drops: dict[str, int] | None = None) -> dict[str, Any]:
@@ -89,8 +91,8 @@ def counters(rx: int, drops: dict[str, int] | None = None) -> dict[str, Any]:
 
 
 def test_rates_are_per_second_and_name_the_drops() -> None:
-    before = sample(10.0, {"a": counters(100, {"vlan": 1})}, loops=100, busy=10)
-    after = sample(12.0, {"a": counters(300, {"vlan": 5, "policy": 0})}, loops=200, busy=35)
+    before = sample(10.0, {"a": counters(100, {"vlan": 1})}, busy=100)
+    after = sample(12.0, {"a": counters(300, {"vlan": 5, "policy": 0})}, busy=600)
     rates = rates_between(before, after)
     assert rates["ports"]["a"] == {
         "rx_packets": 100.0,
@@ -108,6 +110,11 @@ def test_port_added_anew_counts_from_nothing() -> None:
     assert rates["ports"]["a"]["rx_packets"] == 0
     assert rates["ports"]["b"]["rx_packets"] == 7.0
     assert rates["workers"][0]["busy_pct"] == 0.0
+
+
+def test_no_worker_is_busier_than_always() -> None:
+    rates = rates_between(sample(0.0, {}, busy=0), sample(1.0, {}, busy=1001))
+    assert rates["workers"][0]["busy_pct"] == 100.0
 
 
 # ---- what containers are told --------------------------------------------------

@@ -89,8 +89,11 @@ def rates_between(before: Sample, after: Sample) -> Sample:
             "dropped": round(sum(drops.values()), 1),
             "drops": {reason: number for reason, number in drops.items() if number},
         }
+    # the daemon's own time: the answer to a call may come late
+    elapsed = after["stats"]["time_s"] - before["stats"]["time_s"]
+    cycles = max(elapsed * after["stats"]["tsc_hz"], 1.0)
     workers = [
-        {"cpu": new["cpu"], "busy_pct": _busy(old, new)}
+        {"cpu": new["cpu"], "busy_pct": _busy(old, new, cycles)}
         for old, new in zip(before["stats"]["workers"], after["stats"]["workers"], strict=True)
     ]
     return {"seconds": round(seconds, 3), "ports": ports, "workers": workers}
@@ -100,11 +103,10 @@ def _per_second(old: Mapping[str, int], new: Mapping[str, int], seconds: float) 
     return {key: round(max(0, number - old.get(key, 0)) / seconds, 1) for key, number in new.items()}
 
 
-def _busy(old: Sample, new: Sample) -> float:
-    """Return how much of a worker's loops found packets, in percent."""
-    loops = int(new["loops"] - old["loops"])
-    busy = int(new["busy_loops"] - old["busy_loops"])
-    return round(100 * busy / loops, 1) if loops > 0 else 0.0
+def _busy(old: Sample, new: Sample, cycles: float) -> float:
+    """Return how much of its time a worker spent with packets, in percent."""
+    busy = int(new["busy_cycles"] - old["busy_cycles"])
+    return round(min(100 * busy / cycles, 100.0), 1)
 
 
 def _console() -> Console:

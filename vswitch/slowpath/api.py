@@ -13,7 +13,7 @@ from vswitch import __version__
 from vswitch.slowpath import stats
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
 from vswitch.slowpath.errors import BadParams, SwitchError
-from vswitch.slowpath.fastpath import TAP_RX, TAP_TX
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, WorkerStats
 from vswitch.slowpath.flowtext import actions_text, key_fields, match_text
 from vswitch.slowpath.params import entry_of, flag, number, optional_entry
 from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, whole_number
@@ -177,12 +177,15 @@ class Api:
         fast_path = self._switch.fast_path
         return {
             "ports": {e.config.name: stats.port_to_json(fast_path.port_stats(e.id)) for e in entries if e.id},
-            "workers": [stats.worker_to_json(worker) for worker in fast_path.worker_stats()],
+            "workers": [stats.worker_to_json(worker, load) for worker, load in self._workers_and_loads()],
             "totals": self._totals(),
             "warnings": self._warnings(entries),
             "time_s": time.monotonic(),
             "tsc_hz": fast_path.tsc_hz,
         }
+
+    def _workers_and_loads(self) -> Iterator[tuple[WorkerStats, float]]:
+        return zip(self._switch.fast_path.worker_stats(), self._switch.workers.loads(), strict=True)
 
     def _warnings(self, entries: Iterable[PortEntry]) -> list[str]:
         found = [f"port {e.config.name}: {warning}" for e in entries for warning in self._switch.port_warnings(e)]
@@ -190,18 +193,17 @@ class Api:
 
     async def _workers(self, params: Params, client: Client) -> object:
         workers = self._switch.workers
-        stats_and_loads = zip(self._switch.fast_path.worker_stats(), workers.loads(), strict=True)
         return {
             "workers": [
-                {"cpu": worker.cpu, "load_pct": _percent(load), "sleeps": worker.sleeps}
-                for worker, load in stats_and_loads
+                {"cpu": worker.cpu, "load_pct": stats.percent(load), "sleeps": worker.sleeps}
+                for worker, load in self._workers_and_loads()
             ],
             "queues": [
                 {
                     "port": self._switch.port_label(rxq.port_id),
                     "queue": rxq.queue,
                     "worker": rxq.worker,
-                    "load_pct": _percent(rxq.load),
+                    "load_pct": stats.percent(rxq.load),
                     "pinned": rxq.pinned,
                 }
                 for rxq in workers.rxqs()
@@ -318,10 +320,6 @@ class Api:
         finally:
             taps.unsubscribe(subscription)
             capture.end()
-
-
-def _percent(share: float) -> float:
-    return round(100.0 * share, 1)
 
 
 def _concerns(flow: Flow, port_id: int) -> bool:

@@ -70,10 +70,14 @@ def port_to_json(stats: PortStats) -> dict[str, object]:
     }
 
 
-def worker_to_json(stats: WorkerStats) -> dict[str, object]:
-    """A worker's counters, and how much of its loops found packets."""
-    busy = round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)
-    return stats._asdict() | {"busy_pct": busy, "perf": stats.perf._asdict()}
+def worker_to_json(stats: WorkerStats, load: float) -> dict[str, object]:
+    """A worker's counters, and `load`, the share of its time that it spent with packets."""
+    return stats._asdict() | {"busy_pct": percent(load), "perf": stats.perf._asdict()}
+
+
+def percent(share: float) -> float:
+    """A share of time, which clocks read one after the other may put above the whole."""
+    return round(min(100.0 * share, 100.0), 1)
 
 
 def traffic(stats: PortStats) -> dict[str, int]:
