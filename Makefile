@@ -96,7 +96,7 @@ build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
 FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
     -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath \
     $(patsubst -I%,-isystem%,$(filter-out -march=%,$(shell pkg-config --cflags libdpdk)))
-FUZZ_VRING := fuzz_vring guest vring vring_split vring_packed frame offload
+FUZZ_VRING := fuzz_vring guest call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
 
 build/fuzz/vring: $(FUZZ_VRING:%=build/fuzz/%.o)

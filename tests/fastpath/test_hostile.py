@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_broken_rule_costs_its_own_port(switch: Switch, deed: str) -> None:
     switch.reconnect(bad)
     bad.peer.send(numbered(1, 3, 20))
     assert right.peer.wait_received(20) == numbered(1, 3, 20), "it may come back"
+
+
+def test_an_eventfd_that_would_block_holds_nobody(switch: Switch) -> None:
+    """Its counter at the maximum, and O_NONBLOCK taken back."""
+    bad, left, right = switch.add_hosts(3)
+    switch.install(flow(output(bad.id, right.id), in_port=left.id), flow(output(left.id), in_port=bad.id))
+    calls = [vring.call for vring in bad.peer.vrings]
+    for call in calls:
+        os.set_blocking(call, True)
+        os.eventfd_write(call, 2**64 - 2)
+    try:
+        bad.peer.send(numbered(1, 2, 20))
+        assert left.peer.wait_received(20) == numbered(1, 2, 20)
+        left.peer.send(numbered(2, 3, 20))
+        assert right.peer.wait_received(20) == numbered(2, 3, 20)
+        assert bad.peer.receive() == numbered(2, 3, 20)
+    finally:
+        for call in calls:
+            os.eventfd_read(call)
 
 
 @pytest.mark.parametrize("deed", RING_DEEDS, ids=lambda deed: deed.replace(" ", "-"))

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "call.h"
 #include "eal.h"
 #include "guest.h"
 
@@ -40,6 +41,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc;
     (void)argv;
     pool = packet_pool(POOL_MBUFS, POOL_ROOM);
+    CHECK(ff_call_init(0) == 0);
     guest_init(&sender, false);
     guest_init(&receiver, true);
     source = malloc(FRAME_MAX);

@@ -10,6 +10,7 @@
 #include <rte_lcore.h>
 #include <rte_version.h>
 
+#include "call.h"
 #include "switch.h"
 
 #define POOL_CACHE 256u
@@ -136,6 +137,13 @@ int ff_init(const struct ff_conf *conf, char *err) {
         snprintf(err, FF_ERR_LEN, "no worker: name at least one CPU for them");
         return -EINVAL;
     }
+    for (unsigned int i = 0; i < ff.n_workers && rc == 0; i++)
+        rc = ff_call_init(ff.workers[i]->lcore);
+    if (rc != 0) {
+        snprintf(err, FF_ERR_LEN, "no asynchronous I/O: %s; fs.aio-max-nr limits it",
+                 strerror(-rc));
+        return rc;
+    }
     for (unsigned int i = 0; i < ff.n_workers; i++)
         if (rte_eal_remote_launch(ff_worker_main, ff.workers[i], ff.workers[i]->lcore) != 0) {
             snprintf(err, FF_ERR_LEN, "worker %u does not start", i);
@@ -165,6 +173,7 @@ void ff_stop(void) {
             free(c);
         }
         ff_idle_fini(w);
+        ff_call_fini(w->lcore);
         free(atomic_load(&w->poll));
         free(w->parked_flows);
         free(w->parked_pkts);

@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What split and packed virtqueues share: frames from chains, and back into them. */
-#include <unistd.h>
-
 #include "vring.h"
+#include "call.h"
 
 void ff_vring_call(const struct ff_vring *vq) {
-    uint64_t one = 1;
-
-    if (vq->call_fd >= 0 && write(vq->call_fd, &one, sizeof(one)) < 0)
-        return; /* the counter is full: the driver has been told */
+    if (vq->call_fd >= 0)
+        ff_call(vq->call_fd);
 }
 
 bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct ff_arena *arena,
