@@ -4,7 +4,7 @@
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
-C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fuzz/*.[ch])
+C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 # What these test differs with several workers, and EAL starts once a process.

@@ -98,7 +98,7 @@ static int chunk_add(void) {
 
 /* Workers have let go of the flows in limbo: take them back. */
 static void limbo_empty(void) {
-    if (limbo == NULL || rte_rcu_qsbr_check(ff.rcu, limbo_token, false) != 1)
+    if (limbo == NULL || !ff_grace_over(limbo_token))
         return;
     for (struct ff_flow *f = limbo; f != NULL; f = f->next_free) {
         free(atomic_exchange(&f->actions, NULL));
@@ -302,7 +302,7 @@ int ff_flow_del_many(const uint64_t *ids, int n) {
         deleted++;
     }
     if (deleted)
-        limbo_token = rte_rcu_qsbr_start(ff.rcu);
+        limbo_token = ff_grace_start();
     ff_reclaim();
     return deleted;
 }

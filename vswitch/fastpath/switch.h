@@ -224,6 +224,11 @@ extern struct ff_switch ff;
 
 /* ---- control side ---- */
 
+/* A token for what workers may still read and nobody finds from now on. Any thread but a worker's.
+ */
+uint64_t ff_grace_start(void);
+/* Whether every worker has passed a quiescent state since. Any thread but a worker's. */
+bool ff_grace_over(uint64_t token);
 /* Frees p with free() once every worker has passed a quiescent state. */
 void ff_retire(void *p);
 /* Frees what ff_retire has collected and may be freed now. */
