@@ -14,7 +14,7 @@ from tests.frontend import FrontEnd
 from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.types import Action, Drop, Finish, Flow, PortConfig, PortState, PortType, Upcall
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0  # a loaded machine may stand still for 10 s
 GONE = 0  # the port number under which the counters of removed ports go on
 TICK_MS = 1  # how often counters, which signal nothing, are looked at
 

@@ -33,7 +33,7 @@ from tests.frontend.protocol import (
 from tests.frontend.queues import RxQueue, TxQueue, chunks
 from tests.frontend.vring import DESC_LEN, Ring, SplitRing
 
-DEFAULT_TIMEOUT = 10.0
+DEFAULT_TIMEOUT = 30.0  # a loaded machine may stand still for 10 s
 # The largest chain that goes into an indirect table: 64 KB in buffers of 2 KB, and some.
 INDIRECT_LEN = 64
 NO_FEATURES = Feature(0)
