@@ -91,6 +91,31 @@ def test_no_wake_up_is_lost(switch: Switch, options: dict[str, Any]) -> None:
     assert kicks < a.peer.stats.kicks
 
 
+@pytest.mark.parametrize("options", RINGS.values(), ids=RINGS.keys())
+def test_no_wake_up_is_lost_by_what_changes(switch: Switch, options: dict[str, Any]) -> None:
+    """Queues that move, rings that stop, and descriptors that change, at every moment of a worker's way to sleep."""
+    a, b = pair(switch, **options)
+    switch.fp.idle_set(30, SLEEP_US)
+    rng = random.Random(1)
+
+    def move() -> None:
+        switch.fp.rxq_move(a.id, 0, rng.randrange(switch.fp.n_workers))
+
+    def new_kick() -> None:
+        os.close(a.peer.replace_kick(0, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)))
+
+    def stop_and_start() -> None:
+        a.peer.enable(0, on=False)
+        a.peer.enable(0, on=True)
+
+    changes = [move, move, move, new_kick, stop_and_start, a.peer.share_memory]
+    for number in range(200):
+        for change in rng.choices(changes, k=rng.randint(1, 3)):
+            change()
+        spin(rng.uniform(0, 60))
+        pass_one(a, b, number)
+
+
 def test_a_busy_worker_is_not_kicked(switch: Switch) -> None:
     a, b = pair(switch)
     switch.fp.idle_set(0, 0)
