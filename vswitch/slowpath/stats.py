@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vswitch.slowpath.fastpath import PortStats, WorkerStats
+from vswitch.slowpath.counters import PortStats, WorkerStats
 
 
 @dataclass(slots=True)

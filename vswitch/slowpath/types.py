@@ -313,13 +313,3 @@ class Suspect(NamedTuple):
     transmit_unstarted: bool
     accepted: int
     refused: int
-
-
-class PerfStats(NamedTuple):
-    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
-
-    bursts: int
-    sampled_packets: int
-    stage_cycles: dict[str, int]
-    verdicts: int
-    verdict_cycles: int
