@@ -11,7 +11,7 @@ from vswitch.slowpath.counters import PortStats, WorkerStats
 
 @dataclass(slots=True)
 class Counters:
-    """Packets by fate, as in ff.h; none is on its way when
+    """Packets by fate, as in ff_packet.h; none is on its way when
 
     received + replicated + injected + encapsulated == sent + dropped + decapsulated + parked.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that the slow path's parts share: ports, keys, actions, commands.
 
-Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff.h field by
+Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff_packet.h field by
 field; everything that crosses to C is converted in `fastpath.py`.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Drop(IntEnum):
-    """`enum ff_drop` of ff.h; `label` is the name that people see."""
+    """`enum ff_drop` of ff_packet.h; `label` is the name that people see."""
 
     NONE = 0
     TOO_SHORT = 1
