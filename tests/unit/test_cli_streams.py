@@ -60,12 +60,6 @@ def pcap(*frames: bytes, order: str = "<", magic: int = 0xA1B2C3D4, link_type: i
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FFSWITCH_RUN_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def daemon(run_dir: Path) -> Iterator[FakeDaemon]:
     fake = FakeDaemon(run_dir, {})
     yield fake
