@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from tests.unit.rpcserver import FakeDaemon
 from vswitch.cli.main import main
+
+FFSWITCH = [sys.executable, "-c", "import sys; from vswitch.cli.main import main; sys.exit(main())"]
 
 Run = Callable[..., tuple[int, str, str]]
 Daemon = Callable[..., FakeDaemon]

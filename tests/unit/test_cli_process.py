@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.conftest import Daemon, Run
+from tests.unit.conftest import FFSWITCH, Daemon, Run
 from tests.unit.rpcserver import port
 
 pytestmark = pytest.mark.usefixtures("run_dir")
-
-FFSWITCH = [sys.executable, "-c", "import sys; from vswitch.cli.main import main; sys.exit(main())"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["add-port", "web0"], ["list-ports"]])

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.unit.conftest import FFSWITCH
 from tests.unit.rpcserver import FakeDaemon, Scripted, send
 from vswitch.cli import trace
 from vswitch.cli.client import RpcError
 from vswitch.cli.main import main
 from vswitch.cli.pcapfile import BlockCutter, CaptureError, read_frames
 
-FFSWITCH = [sys.executable, "-c", "import sys; from vswitch.cli.main import main; sys.exit(main())"]
 FRAME = bytes(range(60))
 TRACE = {
     "summary": "ARP who-has 10.0.0.2",
