@@ -4,6 +4,7 @@
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
+PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
@@ -13,7 +14,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 demo: build
 	$(PYTHON) scripts/demo
 
-build: build/module.stamp
+build: build/module.stamp build/proto.stamp
 
 test: build lint
 	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
@@ -26,7 +27,7 @@ asan: build
 	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) -P -m pytest -p vswitch tests/fastpath
 
-lint: build/venv.stamp
+lint: build/venv.stamp build/proto.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
@@ -42,7 +43,7 @@ bench-switch: build
 	$(PYTHON) -m tests.bench.switch
 
 clean:
-	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- what is made once, and again only when its sources change ----
@@ -53,10 +54,14 @@ build/deps.stamp: scripts/install-deps
 
 build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16' 'grpcio-tools>=1.60' 'mypy-protobuf>=3.6'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
 	$(PYTHON) setup.py -q build_ext --inplace
+	@touch $@
+
+build/proto.stamp: build/venv.stamp $(PROTOS) controller/proto/generate.py
+	$(PYTHON) controller/proto/generate.py
 	@touch $@
