@@ -88,6 +88,11 @@ class ClusterView:
         known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
         return [known[name] for name in sorted(self._endpoints.under(("network", network)))]
 
+    def endpoints_on(self, host: str) -> list[Endpoint]:
+        """The endpoints that are placed on a host, by name."""
+        known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
+        return [known[name] for name in sorted(self._endpoints.under(("host", host)))]
+
     def selected_by(self, selector: Selector) -> list[Endpoint]:
         """The endpoints that `selector` selects, by name."""
         known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
