@@ -105,6 +105,7 @@ class Uplinks:
         self._resolver: KernelResolver | None = None
         self._sinks: dict[bytes, Callable[[], None]] = {}
         self._again = asyncio.Event()
+        self._stale = True  # the kernel's routes are others than at the last look
         self._tasks: list[asyncio.Task[None]] = []
         self.changed: list[Callable[[], None]] = []  # called when an uplink or a next hop is another one
         switch.watchers.append(self._port_changed)
@@ -232,7 +233,7 @@ class Uplinks:
                     async with asyncio.timeout(timeout):
                         await self._again.wait()
                 except TimeoutError:
-                    pass
+                    self._stale = True
                 self._again.clear()
                 try:
                     await self._reconcile()
@@ -250,6 +251,7 @@ class Uplinks:
                 for remote in self._resolver.on_neighbour(change) if self._resolver else ():
                     self._next_hop_changed(remote)
             else:
+                self._stale = True
                 self._again.set()
 
     async def _reconcile(self) -> None:
@@ -273,7 +275,9 @@ class Uplinks:
             for tunnel in list(self._tunnels.values()):
                 if self._is_shared(tunnel):
                     await self._resolver.add(tunnel.remote)
-            await self._resolver.refresh()
+            if self._stale:
+                self._stale = False
+                await self._resolver.refresh()
         for tunnel in self._tunnels.values():
             self._update(tunnel)
         if self.views() != before:
@@ -312,9 +316,7 @@ class Uplinks:
         for tunnel in self._tunnels.values():
             if tunnel.uplink == name:
                 self._look_after(tunnel)
-        words = [
-            f"{end.interface} ({'shared with ' + end.link.name if end.link else 'its own'})" for end in ends.values()
-        ]
+        words = [f"{e.interface} ({'shared with ' + e.link.name if e.link else 'its own'})" for e in ends.values()]
         log.info("uplink %s: %s%s", name, ", ".join(words), f": {port.why}" if port.why else "")
 
     def _take_down(self, name: str) -> None:
