@@ -37,9 +37,9 @@ class Addresses:
         self._pools.pop(network, None)
 
     def pool(self, network: Network) -> Pool:
-        """The network's pool, with all its leases."""
+        """The network's pool, with all its leases; for a network that is yet to change, a new one."""
         pool = self._pools.get(network.name)
-        if pool is None:
+        if pool is None or pool.network != network:
             keys = self._keys.get(network.name, ())
             pool = Pool(network, (decode_lease(key, self._mirror.items[key].value) for key in keys))
             self._pools[network.name] = pool

@@ -71,6 +71,7 @@ class State:
         self._listeners: set[Listener] = set()
         self._history: deque[tuple[int, dict[str, Step]]] = deque()
         self._remembered = 0
+        self._began = 0
         self._known_since = 0  # the history is whole after this revision
         self._changed: dict[str, int] = {}
         self._parts: dict[str, bytes] = {}
@@ -103,9 +104,13 @@ class State:
         """A host by its name."""
         return cast(Host | None, self.object(Kind.HOST, name))
 
+    def known_hosts(self) -> list[str]:
+        """The names of all hosts."""
+        return list(self.view.objects[Kind.HOST])
+
     def last_change(self, host: str) -> int:
-        """The revision of the last change that concerned `host`, as far as this replica remembers."""
-        return self._changed.get(host, self._known_since)
+        """The revision of the last change that concerned `host`; this replica's start when there was none."""
+        return self._changed.get(host, self._began)
 
     async def run(self) -> None:
         """Follow the store until it is closed. Raises StoreError when it cannot be followed any more."""
@@ -199,7 +204,7 @@ class State:
                 self.epoch = int(change.new.value)
         if not self.ready.is_set():
             self.view = ClusterView(change.item for change in changes if change.item is not None)
-            self._known_since = update.revision
+            self._began = self._known_since = update.revision
             self.ready.set()
         else:
             self._tell(update.revision, changes)
