@@ -14,6 +14,7 @@ from controller.decide import decide
 from controller.model import Endpoint, Host, HostState, Key, Kind, Object, Path, Policy, Selector, key_of
 from controller.policy import narrowed_by, subjects
 from controller.reasons import Code, Reason
+from controller.scalars import Address
 from controller.view import Change, ClusterView
 
 # What others refer to comes first; policies stand before the endpoints that they are to hold back.
@@ -126,12 +127,18 @@ def _settle(item: Object, current: ClusterView) -> Object:
     kept = replace(
         item,
         mac=item.mac or (old.mac if item.network == old.network else ""),
-        ips=item.ips or (old.ips if item.network == old.network else ()),
+        ips=item.ips + _others(item, old),
         host=item.host or old.host,
         port=item.port or old.port,
         generation=old.generation,
     )
     return old if kept == old else replace(kept, generation=old.generation + 1)
+
+
+def _others(item: Endpoint, old: Endpoint) -> tuple[Address, ...]:
+    """The addresses that the endpoint has of the families that `item` names none of."""
+    named = {address.version for address in item.ips}
+    return tuple(ip for ip in old.ips if ip.version not in named) if item.network == old.network else ()
 
 
 def _step(key: Key, item: Object, current: ClusterView) -> Step | None:

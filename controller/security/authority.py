@@ -7,6 +7,7 @@ Keys are on P-256, which each TLS library knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -166,9 +167,10 @@ class Authority:
         self,
         public: ec.EllipticCurvePublicKey,
         common: str,
-        names: list[x509.GeneralName],
+        names: Sequence[x509.GeneralName],
         now: datetime,
         life: timedelta,
+        *,
         server: bool = False,
     ) -> bytes:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])

@@ -6,6 +6,7 @@ Each file is replaced as a whole, so that whoever reads one at any time finds th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -145,12 +146,10 @@ class ServerFiles:
         save_pair(self._directory, SERVER, authority.issue_server(now))
         return True
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+    def _fetch(self) -> grpc.ServerCertificateConfiguration:
         """Called by gRPC before each handshake; files that cannot be read leave what there was."""
-        try:
+        with contextlib.suppress(SecurityError):
             self._current = self._load()
-        except SecurityError:
-            return None
         return self._current
 
     def _load(self) -> grpc.ServerCertificateConfiguration:
