@@ -89,6 +89,11 @@ def _network(key: str, value: object) -> str:
     return label
 
 
+def endpoint_name(key: str, value: object) -> str:
+    """An endpoint's name, or BadParams."""
+    return _network(key, value)
+
+
 def _trust_domain(key: str, value: object) -> str:
     return _network(key, value) if value != "" else ""
 

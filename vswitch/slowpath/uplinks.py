@@ -67,6 +67,11 @@ class RemoteView:
     remote: str
     next_hop: NextHop
 
+    @property
+    def hop_text(self) -> str:
+        """The next hop's address, for people."""
+        return str(ip_address(self.next_hop.ip)) if self.next_hop.ip else ""
+
 
 @dataclass(eq=False, slots=True)
 class _Tunnel:

@@ -23,10 +23,10 @@ from vswitch.slowpath.agent import kept
 from vswitch.slowpath.agent.apply import Applier
 from vswitch.slowpath.agent.hostinfo import capabilities
 from vswitch.slowpath.agent.report import asked_for, is_endpoint
-from vswitch.slowpath.agent.session import Access, Refusal, Session, Target
+from vswitch.slowpath.agent.session import CONTROLLERS, Access, Refusal, Session, Target
 from vswitch.slowpath.agent.world import HostWorld
 from vswitch.slowpath.errors import StartError, SwitchError
-from vswitch.slowpath.ports import told_ips, told_mac
+from vswitch.slowpath.ports import told_mac
 from vswitch.slowpath.switch import PortEntry, Switch
 from vswitch.slowpath.uplinks import Uplinks
 
@@ -55,7 +55,7 @@ class Agent:
         targets: Sequence[Target],
         state_dir: Path,
         token: str = "",
-        access: Access = Access(),
+        access: Access = CONTROLLERS,
     ) -> None:
         """Raises StartError when there is neither a certificate in `state_dir` nor a token."""
         if not token and not (state_dir / f"{HOST}.pem").exists():
@@ -223,13 +223,12 @@ class Agent:
 
     def explain(self, source: str, destination: str) -> dict[str, Any]:
         """The decision on a pair as this host knows it. Raises SwitchError."""
-        ends = []
-        for name in (source, destination):
-            endpoint = self._world.endpoint(name)
+        known = [self._world.endpoint(name) for name in (source, destination)]
+        for name, endpoint in zip((source, destination), known, strict=True):
             if endpoint is None:
                 raise SwitchError(f"this host knows no endpoint {name}: it knows those of its own endpoints' networks")
-            ends.append(endpoint)
-        return decision_json(decide(*ends, self._world.world))
+        one, other = (endpoint for endpoint in known if endpoint is not None)
+        return decision_json(decide(one, other, self._world.world))
 
     # ---- within --------------------------------------------------------------------------------
 
@@ -238,8 +237,8 @@ class Agent:
         if endpoint is None or entry is None or not self._world.here(endpoint) or not endpoint.mac:
             return False
         asked = self._reported.get(name)
-        same = endpoint.network == entry.config.network and told_mac(entry.config) == endpoint.mac
-        return same and (asked is None or not asked.ips or set(asked.ips) <= set(endpoint.ips)) and _has_ips(entry)
+        fits = endpoint.network == entry.config.network and told_mac(entry.config) == endpoint.mac
+        return fits and (asked is None or set(asked.ips) <= set(endpoint.ips))
 
     def _tell(self) -> None:
         self._told.set()
@@ -257,10 +256,6 @@ class Agent:
             kept.save(self._file, self.name, self._epoch, self._revision, self._world.all())
         except OSError as error:
             log.error("%s cannot be written: %s", self._file, error.strerror)
-
-
-def _has_ips(entry: PortEntry) -> bool:
-    return bool(told_ips(entry.config)) or not entry.config.ips
 
 
 def _port(endpoint: Endpoint) -> pb.Port:

@@ -63,6 +63,9 @@ class Access:
     backoff: float = _BACKOFF_S
 
 
+CONTROLLERS = Access()
+
+
 class Session:
     """Keeps one stream to one of `targets` for as long as it runs."""
 
@@ -74,7 +77,7 @@ class Session:
         token: str,
         host: Host,
         *,
-        access: Access = Access(),
+        access: Access,
     ) -> None:
         self.standing = Standing()
         self._targets, self._name, self._dir, self._token = list(targets), name, state_dir, token
