@@ -337,7 +337,8 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
     ffswitch set --switch mac_age=60
 
     Keys of a port: mac ips network trust_domain labels mtu tag trunks native_vlan mirror mac_quota
-    upcall_budget uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_sleep log_level. "KEY=" empties a text or a list.
+    upcall_budget uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_sleep log_level.
+    "KEY=" empties a text or a list.
     """
     name, pairs = _split_target(switch, words)
     if not pairs:

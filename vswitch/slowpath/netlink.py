@@ -156,7 +156,7 @@ class Rtnetlink:
     async def close(self) -> None:
         """Close both sockets."""
         for one in (self._query, self._events):
-            await one.close()
+            one.close()
 
 
 def _buffer(data: bytes) -> tuple[int, Any]:
