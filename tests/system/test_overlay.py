@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from tests.frontend import FrontEnd
 from tests.system.ffswitchd import Ffswitchd, RpcError
-from tests.system.underlay import Controller, add_uplink, joined
+from tests.system.underlay import Controller, add_uplink, ip, joined, run
+from vswitch.slowpath.answers import checksum
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,7 +39,7 @@ def until(daemon: Ffswitchd, what: str, true: Callable[[Any], bool], **params: A
         answer = daemon.call(what, **params)
         if true(answer):
             return answer
-        assert time.monotonic() < deadline, answer
+        assert time.monotonic() < deadline, json.dumps(answer, indent=1)
 
 
 @dataclass
@@ -60,10 +66,13 @@ class Container:
 def container(daemon: Ffswitchd, name: str, **params: Any) -> Container:
     port = daemon.call("port.add", name=name, network="blue", **params)
     front = FrontEnd(port["socket"]).connect(DEADLINE)
-    port = daemon.call("port.add", name=name, network="blue", may_exist=True, wait_s=20, **params)
-    assert port["state"] == "ready", port
-    assert port["endpoint"]["state"] == "placed", port
+    # A port that is ready stops for a moment at each message of its front-end.
+    port = until(daemon, "port.get", lambda port: port["state"] == "ready" and _placed(port), name=name)
     return Container(front, port["mac"], port["ips"])
+
+
+def _placed(port: Any) -> bool:
+    return bool(port["endpoint"]["state"] == "placed")
 
 
 @dataclass
@@ -81,29 +90,23 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("overlay")
     separator = "." if "." in request.param else ":"
     length = 24 if separator == "." else 64
-    with joined() as names:
-        controller = Controller(names[0], directory / "controller")
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(joined())
+        controller = stack.enter_context(Controller(names[0], directory / "controller"))
+        controller.apply(NETWORK)
         hosts: list[Ffswitchd] = []
-        fronts: list[FrontEnd] = []
-        try:
-            controller.apply(NETWORK)
-            for number, netns in enumerate(names, start=1):
-                options = controller.options(f"h{number}", directory / f"state{number}")
-                host = Ffswitchd(directory / f"h{number}", *options, netns=netns, may_log=AWAY)
-                hosts.append(host)
-                add_uplink(host, f"{request.param}{separator}{number}/{length}")
-                until(host, "status", lambda status: status["controller"]["state"] == "connected")
-            web, db = container(hosts[0], "web0"), container(hosts[1], "db0")
-            fronts += [web.front, db.front]
-            for host in hosts:
-                until(host, "status", lambda status: any(remote["mac"] for remote in status["remotes"]))
-            yield Pair(controller, (hosts[0], hosts[1]), web, db)
-        finally:
-            for front in fronts:
-                front.close()
-            for host in hosts:
-                host.stop()
-            controller.stop()
+        for number, netns in enumerate(names, start=1):
+            options = controller.options(f"h{number}", directory / f"state{number}")
+            host = stack.enter_context(Ffswitchd(directory / f"h{number}", *options, netns=netns, may_log=AWAY))
+            hosts.append(host)
+            add_uplink(host, f"{request.param}{separator}{number}/{length}")
+            until(host, "status", lambda status: status["controller"]["state"] == "connected")
+        web, db = container(hosts[0], "web0"), container(hosts[1], "db0")
+        stack.callback(web.front.close)
+        stack.callback(db.front.close)
+        for host in hosts:
+            until(host, "status", lambda status: any(remote["mac"] for remote in status["remotes"]))
+        yield Pair(controller, (hosts[0], hosts[1]), web, db)
 
 
 def received(front: FrontEnd, n: int) -> list[bytes]:
@@ -186,3 +189,90 @@ def test_the_controller_goes_and_comes_back(pair: Pair) -> None:
         for host in pair.hosts:
             until(host, "status", lambda status: status["controller"]["state"] == "connected")
         pair.hosts[0].call("port.del", name="late0")
+
+
+# ---- Linux's own vxlan device at the other end -----------------------------------------------
+
+LINUX_MAC = "02:00:00:00:66:09"
+
+
+@pytest.fixture(params=[4, 6])
+def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Container, str]]:
+    """A container of ours, and the namespace of a host without an agent, whose bridge is in the network too."""
+    ours, theirs = ("192.0.2.1", "192.0.2.2") if request.param == 4 else ("2001:db8::1", "2001:db8::2")
+    length = 24 if request.param == 4 else 64
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(joined())
+        vxlan = ("type", "vxlan", "id", "66", "local", theirs, "remote", ours, "dstport", "4789", "dev", "eth0")
+        ip("link", "add", "name", "vx66", *vxlan, netns=names[1])
+        ip("link", "add", "name", "br66", "address", LINUX_MAC, "type", "bridge", netns=names[1])
+        ip("link", "set", "vx66", "master", "br66", "up", netns=names[1])
+        ip("addr", "add", "10.66.0.9/24", "dev", "br66", netns=names[1])
+        ip("addr", "add", "fd66::9/64", "dev", "br66", "nodad", netns=names[1])
+        ip("link", "set", "br66", "up", netns=names[1])
+        run(names[1], "ethtool", "-K", "br66", "tx", "off")
+        controller = stack.enter_context(Controller(names[0], tmp_path / "controller"))
+        uplink = {"name": "eth0", "ips": [theirs], "mtu": 1500}
+        far = {"kind": "Host", "name": "linux", "agentless": True, "capabilities": {"uplinks": [uplink]}}
+        place = {"mac": LINUX_MAC, "ips": ["10.66.0.9", "fd66::9"], "host": "linux"}
+        controller.apply(NETWORK, far, {"kind": "Endpoint", "name": "nine", "network": "blue"} | place)
+        options = controller.options("h1", tmp_path / "state")
+        host = stack.enter_context(Ffswitchd(tmp_path / "h1", *options, netns=names[0], may_log=AWAY))
+        add_uplink(host, f"{ours}/{length}")
+        web = container(host, "web0")
+        stack.callback(web.front.close)
+        until(host, "status", lambda status: any(remote["mac"] for remote in status["remotes"]))
+        yield web, names[1]
+
+
+def echo(web: Container, family: int, size: int) -> bytes:
+    head = Ether(src=web.mac, dst=LINUX_MAC)
+    if family == 4:
+        return bytes(head / IP(src=web.ip4, dst="10.66.0.9") / ICMP(id=7, seq=1) / Raw(bytes(range(size))))
+    return bytes(head / IPv6(src=web.ip6, dst="fd66::9") / ICMPv6EchoRequest(id=7, seq=1, data=bytes(range(size))))
+
+
+@pytest.mark.parametrize("inner", [4, 6])
+def test_linux_answers_us(foreign: tuple[Container, str], inner: int) -> None:
+    web, _ = foreign
+    web.front.send([echo(web, inner, 200)])
+    answer = next_of(web.front, lambda frame: frame.haslayer(ICMP) or frame.haslayer(ICMPv6EchoReply))
+    packet = answer[IP] if inner == 4 else answer[IPv6]
+    assert (packet.src, answer.src) == ("10.66.0.9" if inner == 4 else "fd66::9", LINUX_MAC)
+    assert bytes(packet.payload)[8:208] == bytes(range(200))
+    if inner == 4:
+        assert checksum(bytes(packet.payload)[: packet.len - 20]) == 0
+
+
+def test_linux_opens_to_us(foreign: tuple[Container, str]) -> None:
+    """Linux asks for our MAC through the tunnel, and our own switch answers."""
+    web, netns = foreign
+    code = f"import socket; s = socket.create_connection(({web.ip4!r}, 80), 30); print(s.recv(9))"
+    command = ["ip", "netns", "exec", netns, sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
+        syn = next_of(web.front, lambda frame: frame.haslayer(TCP))
+        assert (syn.src, syn[IP].src, syn[TCP].flags) == (LINUX_MAC, "10.66.0.9", "S")
+        assert checksum(_pseudo(syn) + bytes(syn[IP].payload)) == 0
+        back = TCP(sport=80, dport=syn[TCP].sport, seq=100, ack=syn[TCP].seq + 1)
+        head = Ether(src=web.mac, dst=LINUX_MAC) / IP(src=web.ip4, dst="10.66.0.9")
+        answer, data, end = back.copy(), back.copy(), back.copy()
+        answer.flags, data.flags, data.seq, end.flags, end.seq = "SA", "PA", 101, "R", 107
+        web.front.send([bytes(head / answer), bytes(head / data / Raw(b"hello"))])
+        out, _ = client.communicate(timeout=DEADLINE)
+        web.front.send([bytes(head / end)])
+    assert (client.returncode, out.strip()) == (0, "b'hello'")
+
+
+def _pseudo(frame: Packet) -> bytes:
+    """RFC 793 section 3.1."""
+    packet = frame[IP]
+    return bytes(packet)[12:20] + int(packet.proto).to_bytes(2) + int(packet.len - 20).to_bytes(2)
+
+
+def next_of(front: FrontEnd, fits: Callable[[Packet], Any]) -> Packet:
+    """The next frame that fits; what a host's stack sends besides is passed over."""
+    while True:
+        for frame in front.wait_received(1, DEADLINE):
+            packet = Ether(frame)
+            if fits(packet):
+                return packet

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.system.ffswitchd import ROOT, Ffswitchd
 
@@ -74,6 +74,13 @@ class Controller:
         assert select.select([process.stdout], [], [], START_TIMEOUT)[0], self.log
         assert process.stdout.readline().startswith(b"ffcontroller one"), self.log
         return process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
 
     @property
     def log(self) -> str:
