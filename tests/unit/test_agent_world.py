@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from random import Random
+from typing import TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,17 +34,22 @@ WEB, DB, FAR = endpoint("web", "h1", 1), endpoint("db", "h1", 2), endpoint("far"
 ALL = (H1, H2, BLUE, WEB, DB, FAR)
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
 def add(total: Todo, todo: Todo) -> None:
-    for have, new in (
-        (total.networks, todo.networks),
-        (total.endpoints, todo.endpoints),
-        (total.filters, todo.filters),
-    ):
-        for key, wish in new.items():
-            if wish is None:
-                assert have.pop(key, None) is not None, f"{key} was not there"  # type: ignore[attr-defined]
-            else:
-                have[key] = wish  # type: ignore[index]
+    _add(total.networks, todo.networks)
+    _add(total.endpoints, todo.endpoints)
+    _add(total.filters, todo.filters)
+
+
+def _add(have: dict[K, V | None], new: dict[K, V | None]) -> None:
+    for key, wish in new.items():
+        if wish is None:
+            assert have.pop(key, None) is not None, f"{key} was not there"
+        else:
+            have[key] = wish
 
 
 def test_what_a_host_is_told() -> None:

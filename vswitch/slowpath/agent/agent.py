@@ -205,6 +205,10 @@ class Agent:
                 break
         return placement
 
+    async def until_session_changes(self) -> None:
+        """Wait until the session stands otherwise than now, or fails for another reason."""
+        await self._session.until_changed()
+
     def status(self) -> dict[str, Any]:
         """How the session stands."""
         standing, objects = self._session.standing, self._world.objects
