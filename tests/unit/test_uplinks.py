@@ -95,6 +95,8 @@ def test_what_is_no_tunnels_is_dropped_by_one_flow() -> None:
     assert UplinkFrame(1, bytes(arp)) in commands
     assert not any(isinstance(command, AddFlow) for command in commands)
     assert core.fdb() == []
+    (why,) = core.decide(Key(eth_src=PEER_MAC, eth_type=0x0800, in_port=1), 0.0).reasons
+    assert why == "up0 is an uplink, and this is no tunnel's frame for one of its addresses: dropped"
     flooded = core.decide(Key(eth_dst=b"\xff" * 6, eth_src=MAC, eth_type=0x0800, in_port=2), 0.0)
     assert flooded.drop is Drop.NO_DEST
 

@@ -242,8 +242,10 @@ class Uplinks:
                 self._again.clear()
                 try:
                     await self._reconcile()
-                except (SwitchError, OSError) as error:
+                except (SwitchError, FastPathError, OSError) as error:
                     log.error("uplinks: %s", error)
+                except Exception:
+                    log.exception("the uplinks cannot be looked after")
                 if self._kernel is not None and follower is None:
                     follower = asyncio.create_task(self._follow(self._kernel))
         finally:
@@ -251,13 +253,21 @@ class Uplinks:
                 follower.cancel()
 
     async def _follow(self, kernel: Kernel) -> None:
-        async for change in kernel.changes():
-            if isinstance(change, Neighbour):
-                for remote in self._resolver.on_neighbour(change) if self._resolver else ():
-                    self._next_hop_changed(remote)
-            else:
-                self._stale = True
-                self._again.set()
+        while True:
+            try:
+                async for change in kernel.changes():
+                    self._on_change(change)
+            except OSError:
+                # Changes came faster than they were read (netlink(7), ENOBUFS): read everything anew.
+                self._on_change(None)
+
+    def _on_change(self, change: Neighbour | None) -> None:
+        if change is None:
+            self._stale = True
+            self._again.set()
+        elif self._resolver is not None:
+            for remote in self._resolver.on_neighbour(change):
+                self._next_hop_changed(remote)
 
     async def _reconcile(self) -> None:
         """Set up the uplinks there are to be, take down the others, and look at all next hops."""
