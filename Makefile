@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | asan | lint | format | bench-switch | clean
+# make demo | build | test | test-long | asan | fuzz | lint | format | bench-switch | bench-instructions | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
+C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
+# What these test differs with several workers, and EAL starts once a process.
+TWO_WORKERS := flows idle peers pmd ports upcalls workers
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test asan lint format bench-switch clean
+FUZZERS := build/fuzz/vring build/fuzz/parser
+FUZZ_RUNS ?= 10000000
+
+.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -16,8 +22,13 @@ demo: build
 
 build: build/module.stamp build/proto.stamp
 
-test: build lint
-	$(PYTHON) -m pytest tests/unit tests/fastpath tests/system
+test: build lint build/guest.stamp $(FUZZERS)
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system
+	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
+
+# What takes minutes: `make test` leaves it out.
+test-long: build build/guest.stamp
+	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -27,22 +38,36 @@ asan: build
 	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) -P -m pytest -p vswitch tests/fastpath
 
+# FUZZ_RUNS rounds of each fuzzer; what they find is left in build/fuzz. Then front-ends at random, for longer.
+fuzz: build $(FUZZERS)
+	for fuzzer in $(notdir $(FUZZERS)); do \
+	    mkdir -p build/fuzz/found-$$fuzzer && \
+	    build/fuzz/$$fuzzer -runs=$(FUZZ_RUNS) -max_len=600 -entropic=0 -timeout=60 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/ build/fuzz/found-$$fuzzer tests/fuzz/corpus/$$fuzzer || exit; \
+	done
+	FFSWITCH_MACHINE=long $(PYTHON) -m pytest tests/fastpath/test_frontend_machine.py
+
 lint: build/venv.stamp build/proto.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
-	clang-format --dry-run -Werror $(C_FILES) tests/bench/*.c
+	clang-format --dry-run -Werror $(C_FILES) $(C_TESTS)
 
 format: build/venv.stamp
 	.venv/bin/ruff check --fix $(PY_PATHS)
 	.venv/bin/ruff format $(PY_PATHS)
-	clang-format -i $(C_FILES) tests/bench/*.c
+	clang-format -i $(C_FILES) $(C_TESTS)
 
 bench-switch: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.switch
 
+bench-instructions: build
+	scripts/install-deps --bench
+	$(PYTHON) -m tests.bench.instructions
+
 clean:
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -58,10 +83,36 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
 	@touch $@
 
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+	$(PYTHON) -m tests.guest.image
+	@touch $@
+
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
 	$(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
 
+# ---- the fuzzers: clang's libFuzzer, the same sources with the sanitizers ----
+
+FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
+    -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath \
+    $(patsubst -I%,-isystem%,$(filter-out -march=%,$(shell pkg-config --cflags libdpdk)))
+FUZZ_VRING := fuzz_vring guest vring vring_split vring_packed frame offload
+FUZZ_PARSER := fuzz_parser parse
+
+build/fuzz/vring: $(FUZZ_VRING:%=build/fuzz/%.o)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
+
+build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^
+
+build/fuzz/%.o: vswitch/fastpath/%.c $(C_FILES) build/deps.stamp
+	@mkdir -p $(@D)
+	clang $(FUZZ_CFLAGS) -c -o $@ $<
+
+# the fuzzer learns from the comparisons of what is tested, not from the test's own
+build/fuzz/%.o: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h) build/deps.stamp
+	@mkdir -p $(@D)
+	clang $(FUZZ_CFLAGS) -fno-sanitize-coverage=trace-cmp -c -o $@ $<
 build/proto.stamp: build/venv.stamp $(PROTOS) controller/proto/generate.py
 	$(PYTHON) controller/proto/generate.py
 	@touch $@

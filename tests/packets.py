@@ -163,6 +163,8 @@ EDGES: dict[str, tuple[bytes, Drop]] = {
     "IPv6 version": (ethernet(ipv6(udp(), version=4), eth_type=0x86DD), Drop.MALFORMED_IPV6),
     "IPv6 payload beyond frame": (ethernet(ipv6(udp(), payload_len=9), eth_type=0x86DD), Drop.MALFORMED_IPV6),
     "IPv6 without payload": (ethernet(ipv6(proto=59, payload_len=0), eth_type=0x86DD), Drop.NONE),
+    "IPv6 TCP super-frame": (ethernet(ipv6(tcp(), proto=6, payload_len=0), eth_type=0x86DD), Drop.NONE),
+    "IPv6 UDP super-frame": (ethernet(ipv6(udp(length=0), payload_len=0), eth_type=0x86DD), Drop.NONE),
     "IPv6 TCP without payload": (ethernet(ipv6(proto=6), eth_type=0x86DD), Drop.MALFORMED_TCP),
     "IPv6 TCP in the padding": (
         ethernet(ipv6(tcp(), proto=6, payload_len=19), eth_type=0x86DD),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ PREFIXES = st.sampled_from(["", "a", "a/", "b", "\uffff", "\U0010ffff", "none"])
 VALUES = st.sampled_from([b"", b"x", b"y", b"\0\xff"])
 TTLS = st.integers(min_value=100, max_value=1000)
 # Revisions and leases are drawn as what they are relative to, since a store need not begin at 1.
-BACK = st.integers(min_value=-2, max_value=30)
+BACK = st.integers(min_value=-1, max_value=8)
 UNKNOWN_LEASE = 77
 LEASE = st.integers(min_value=0, max_value=4)
 
@@ -128,6 +129,15 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.same(self.store.txn(compares, then, orelse), lambda: self.naive.txn(compares, then, orelse))
 
+    @rule(key=KEYS, value=VALUES)
+    def put(self, key: str, value: bytes) -> None:
+        """Most of what happens to a store, so that there is a history to ask for."""
+        self.same(self.store.txn([], [Put(key, value)]), lambda: self.naive.txn([], [Put(key, value)], []))
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        self.same(self.store.txn([], [Delete(key)]), lambda: self.naive.txn([], [Delete(key)], []))
+
     @rule(prefix=PREFIXES, back=BACK)
     def range(self, prefix: str, back: int) -> None:
         revision = max(1, self.naive.revision - back)
@@ -159,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
     def watch(self, prefix: str, back: int) -> None:
         revision = max(1, self.naive.revision - back)
         follower = Follower(self.store, prefix, revision)
-        if revision <= self.naive.compacted:
+        if max(2, revision) <= self.naive.compacted:
             self.same(follower.reach([Event("", 0, None)]), lambda: _raise(Compacted(revision)))
         else:
             self.followers.append(follower)
@@ -184,6 +194,8 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self._end_followers()
+            for revision in builtins.range(self.naive.compacted, self.naive.revision + 1):
+                assert self.run(self.store.range("", revision)) == self.naive.range("", revision)
             for lease in self.leases:
                 self.run(self.store.revoke(lease))
             self.run(self.store.close())

@@ -1,4 +1,4 @@
-# cffi generates this module; fastpath.py is the only one that touches it.
+# cffi generates this module; fastpath.py and packing.py are the only ones that touch it.
 from typing import Any
 
 ffi: Any

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 # etcd's default --max-txn-ops: compares, operations of either branch.
 MAX_TXN_OPS = 128
+# An empty store is at revision 1, at which nothing happened.
+FIRST_CHANGE = 2
 # etcd's MaxLeaseTTL, seconds.
 MAX_TTL = 9_000_000_000
 

@@ -10,6 +10,7 @@ import grpc
 
 from controller.proto import etcd_pb2
 from controller.store.base import (
+    FIRST_CHANGE,
     Batch,
     Compacted,
     Event,
@@ -34,7 +35,7 @@ class EtcdWatch(Watch):
     def __init__(self, members: Members, prefix: str, from_revision: int, forget: Callable[[EtcdWatch], None]) -> None:
         self._members = members
         self._first, self._end = prefix_range(prefix)
-        self._next = from_revision
+        self._next = max(FIRST_CHANGE, from_revision)
         self._forget = forget
         self._call: _Call | None = None
         self._member: Member | None = None
@@ -86,7 +87,7 @@ class EtcdWatch(Watch):
         # etcd says "compacted" only for a start *before* the compacted revision, and 3.4 forgets a deletion at exactly
         # that one (etcd issue 19179). So ask for one revision more than is wanted.
         create = etcd_pb2.WatchCreateRequest(
-            key=self._first, range_end=self._end, start_revision=max(1, self._next - 1), progress_notify=True
+            key=self._first, range_end=self._end, start_revision=self._next - 1, progress_notify=True
         )
         self._call = self._member.watch.Watch(metadata=REQUIRE_LEADER)
         await self._call.write(etcd_pb2.WatchRequest(create_request=create))

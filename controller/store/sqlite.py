@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from controller.store.base import (
+    FIRST_CHANGE,
     Batch,
     Compare,
     KeyValue,
@@ -147,7 +148,7 @@ class _SqliteWatch(Watch):
         self.wake = asyncio.Event()
         self._store = store
         self._prefix = prefix
-        self._next = from_revision
+        self._next = max(FIRST_CHANGE, from_revision)
         self._open = True
 
     async def __anext__(self) -> Batch:

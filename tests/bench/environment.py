@@ -38,14 +38,14 @@ class Environment:
         # --no-huge implies legacy memory; OVS wants it said, or adds --in-memory, which excludes it.
         return [*isolation, "--no-huge", "--legacy-mem", "--no-shconf", "-m", str(megabytes)]
 
-    def lcores(self, poll_cpu: int) -> list[str]:
-        """EAL's lcores: the main one beside the generator, one worker on `poll_cpu`."""
-        return ["--lcores", f"0@{self.cpus.generator},1@{poll_cpu}"]
+    def lcores(self, *poll_cpus: int) -> list[str]:
+        """EAL's lcores: the main one beside the generator, a worker on each of `poll_cpus`."""
+        workers = [f"{lcore}@{cpu}" for lcore, cpu in enumerate(poll_cpus, start=1)]
+        return ["--lcores", ",".join([f"0@{self.cpus.generator[0]}", *workers])]
 
     def socket(self, index: int) -> Path:
         return self.directory / f"port{index}.sock"
 
-    @property
-    def sockets(self) -> Sequence[Path]:
-        """The two vhost-user sockets: the generator listens, the switch connects."""
-        return self.socket(0), self.socket(1)
+    def sockets(self, pairs: int = 1) -> Sequence[Path]:
+        """Two vhost-user sockets a pair of ports: the generator listens, the switch connects."""
+        return [self.socket(index) for index in range(2 * pairs)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives generator.c: the one traffic source and sink of all measurements."""
+"""Drives the C programs under traffic/: the one traffic source and sink of all measurements, and the latency probe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import select
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +17,28 @@ from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
 from tests.bench.process import Process, run
 
-SOURCE = Path(__file__).with_name("generator.c")
-MEMORY_MB = 48
+SOURCES = Path(__file__).with_name("traffic")
+MEMORY_MB = 64
 ANSWER_SECONDS = 10.0
 CONNECT_SECONDS = 60.0
 CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The front-ends: pairs of virtio-user ports, their ring layout, and whether they negotiate offloads."""
+
+    pairs: int = 1
+    packed: bool = False
+    offload: bool = False
+
+    @property
+    def devargs(self) -> str:
+        """virtio-user's own arguments. In-order is its default with either layout."""
+        return ",packed_vq=1,in_order=1" if self.packed else ""
+
+
+SPLIT = Ends()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +49,58 @@ class Counters:
     tsc_hz: int
     sent: int
     received: int
-    received_each: tuple[int, int]
+    received_each: tuple[int, ...]
     stray: int
+    lost: int
+    left: int
     turns: int
     turns_full: int
 
 
-def build(directory: Path) -> Path:
-    """Compiles the generator into `directory` when its source is newer; returns the program."""
-    program = directory / "generator"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The compiled programs."""
+
+    generator: Path
+    latency: Path
+
+
+def build(directory: Path) -> Programs:
+    """Compiles the programs into `directory` where their sources are newer. Raises BenchError."""
+    return Programs(*(_compile(directory, name) for name in ("generator", "latency")))
+
+
+def _compile(directory: Path, name: str) -> Path:
+    program = directory / name
+    newest = max(source.stat().st_mtime for source in SOURCES.iterdir())
+    if program.exists() and program.stat().st_mtime > newest:
         return program
     directory.mkdir(parents=True, exist_ok=True)
     flags, libs = (shlex.split(run(["pkg-config", option, "libdpdk"])) for option in ("--cflags", "--libs"))
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    run(["gcc", "-std=gnu11", "-O3", *warnings, *flags, SOURCE, "-o", program, *libs], seconds=120)
+    sources = [SOURCES / f"{name}.c", SOURCES / "frames.c"]
+    run(["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O3", *warnings, *flags, *sources, "-o", program, *libs], seconds=120)
     return program
 
 
-class Generator:
-    """Two virtio-user ports in server mode, so that each switch comes as a vhost-user client.
+class TrafficProgram:
+    """One of the programs: virtio-user ports in server mode, so that each switch comes as a vhost-user client.
 
     The process is there from construction on, and its sockets soon after; `ready` returns
-    when the switch has connected to both.
+    when the switch has connected to all.
     """
 
-    def __init__(self, program: Path, environment: Environment) -> None:
-        argv: list[str | Path] = [program, *environment.lcores(environment.cpus.generator)]
-        argv += environment.memory_args(MEMORY_MB, "generator")
-        for index, path in enumerate(environment.sockets):
-            argv += ["--vdev", f"net_virtio_user{index},path={path},server=1,mac=02:00:00:00:00:{index + 1:02x}"]
-        log = environment.directory / "generator.log"
-        self.process = Process("generator", argv, log, env=environment.env, pipe_stdout=True)
+    def __init__(
+        self, program: Path, environment: Environment, ends: Ends, poll_cpus: Sequence[int], options: Sequence[str] = ()
+    ) -> None:
+        argv: list[str | Path] = [program, *environment.lcores(*poll_cpus)]
+        argv += environment.memory_args(MEMORY_MB, program.name)
+        for index, path in enumerate(environment.sockets(ends.pairs)):
+            argv += ["--vdev", f"net_virtio_user{index},path={path},server=1{ends.devargs}"]
+        if options:
+            argv += ["--", *options]
+        log = environment.directory / f"{program.name}.log"
+        self.process = Process(program.name, argv, log, env=environment.env, pipe_stdout=True)
         self._pending = b""
 
     def __enter__(self) -> Self:
@@ -72,36 +109,15 @@ class Generator:
     def __exit__(self, *exc: object) -> None:
         self.process.stop()
 
-    def ready(self, check: Callable[[], None]) -> None:
-        """Waits until both ports run, as long as `check` does not raise. Raises BenchError."""
-        self._answer(CONNECT_SECONDS, check)
+    def ready(self, check: Callable[[], None]) -> dict[str, Any]:
+        """Waits until all ports run, as long as `check` does not raise. Returns what it says. Raises BenchError."""
+        return self._answer(CONNECT_SECONDS, check)
 
-    def run(self, size: int, flows: int) -> None:
-        """Sends frames of `size` bytes (without FCS) in `flows` UDP flows each way, as fast as they are taken."""
-        self._command(f"run {size} {flows}")
-
-    def stop(self) -> None:
-        """Sends nothing more."""
-        self._command("stop")
-
-    def counters(self) -> Counters:
-        fields = self._command("stats")
-        first, second = fields.pop("received_each")
-        return Counters(received_each=(first, second), **fields)
-
-    def wait_for_traffic(self, switch: str) -> None:
-        """Returns when frames come out of both ports. Raises BenchError, which names the `switch`."""
-        start = self.counters().received_each
-        self.process.wait_until(
-            f"no traffic in both directions through {switch}",
-            lambda: all(now > then for now, then in zip(self.counters().received_each, start, strict=True)),
-        )
-
-    def _command(self, line: str) -> dict[str, Any]:
+    def _command(self, line: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         self.process.say(line)
-        answer = self._answer(ANSWER_SECONDS)
+        answer = self._answer(seconds)
         if "error" in answer:
-            raise BenchError(f"generator: {answer['error']}: {line}")
+            raise BenchError(f"{self.process.name}: {answer['error']}: {line}")
         return answer
 
     def _answer(self, seconds: float, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -113,7 +129,7 @@ class Generator:
             if not readable:
                 if time.monotonic() < deadline:
                     continue
-                raise BenchError(f"generator: no answer within {seconds:.0f} s: {self.process.last_words()}")
+                raise BenchError(f"{self.process.name}: no answer within {seconds:.0f} s: {self.process.last_words()}")
             data = os.read(stdout, 65536)
             if not data:
                 self.process.ended()
@@ -121,3 +137,72 @@ class Generator:
         line, _, self._pending = self._pending.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class Generator(TrafficProgram):
+    """traffic/generator.c; see there for what the commands do."""
+
+    def __init__(self, program: Path, environment: Environment, ends: Ends = SPLIT) -> None:
+        options = ["--offload"] if ends.offload else []
+        super().__init__(program, environment, ends, environment.cpus.generator, options)
+
+    def run(self, size: int, stations: tuple[int, int], pair: int | None = None) -> None:
+        """Sends frames of `size` bytes (without FCS) both ways, as fast as they are taken, in one pair of ports or all.
+
+        `stations` are those behind the first and the second port of each pair; everyone sends to everyone there.
+        """
+        self._command(f"run {_flows(size, stations, pair)}")
+
+    def stream(self, size: int) -> None:
+        """One TCP stream in frames of `size` bytes, from the first port of each pair to the second."""
+        self._command(f"stream {size}")
+
+    def learn(self, size: int, stations: tuple[int, int], pair: int | None = None) -> None:
+        """Begins to send one frame of each flow of `run`; `counters().left` are those not yet back."""
+        self._command(f"learn {_flows(size, stations, pair)}")
+
+    def stop(self) -> None:
+        """Sends nothing more."""
+        self._command("stop")
+
+    def counters(self) -> Counters:
+        fields = self._command("stats")
+        return Counters(received_each=tuple(fields.pop("received_each")), **fields)
+
+    def ramp(self) -> tuple[float, list[int]]:
+        """Seconds of a bin, and frames received by the end of each bin since the last run or stream began."""
+        fields = self._command("ramp")
+        return fields["us"] / 1e6, fields["received"]
+
+    def wait_for_traffic(self, switch: str, ways: Sequence[int]) -> None:
+        """Returns when frames sent from all these ports come out. Raises BenchError, which names the `switch`."""
+        start = self.counters().received_each
+
+        def flows() -> bool:
+            now = self.counters().received_each
+            return all(now[way] > start[way] for way in ways)
+
+        self.process.wait_until(f"no traffic from port {', '.join(map(str, ways))} through {switch}", flows)
+
+
+def _flows(size: int, stations: tuple[int, int], pair: int | None) -> str:
+    return f"{size} {stations[0]} {stations[1]}" + ("" if pair is None else f" {pair}")
+
+
+class LatencyProbe(TrafficProgram):
+    """traffic/latency.c: first packets and bare eventfds, both towards the switch's CPU."""
+
+    def __init__(self, program: Path, environment: Environment) -> None:
+        switch_cpu = environment.cpus.switch[0]
+        super().__init__(program, environment, Ends(), (), [str(switch_cpu)])
+        self.child = 0  # the eventfd's sleeper
+
+    def ready(self, check: Callable[[], None]) -> dict[str, Any]:
+        answer = super().ready(check)
+        self.child = answer["child"]
+        return answer
+
+    def sample(self, count: int, pause_us: int) -> tuple[list[int], list[int]]:
+        """Delays of `count` frames and `count` eventfds in ns, alternating, each after a pause of about `pause_us`."""
+        answer = self._command(f"sample {count} {pause_us}", ANSWER_SECONDS + count * pause_us * 4e-6)
+        return answer["frame"], answer["eventfd"]

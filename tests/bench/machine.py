@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.errors import BenchError
+from tests.bench.stats import Core
 
 NR_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 FREE_HUGEPAGES = NR_HUGEPAGES.with_name("free_hugepages")
@@ -21,18 +22,26 @@ _STAT_PROCESSOR = 36
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """The two CPUs in use: one for the switch's poll thread, one for everything else."""
+    """The CPUs in use: some for the switch's poll threads, the others for everything else."""
 
-    switch: int
-    generator: int
+    switch: tuple[int, ...]
+    generator: tuple[int, ...]
 
     @staticmethod
-    def choose() -> Cpus:
-        """The last two CPUs that this process may use. Raises BenchError when there is one only."""
-        allowed = sorted(os.sched_getaffinity(0))
+    def choose(allowed: Collection[int], each: int = 1) -> Cpus:
+        """The last of the `allowed` CPUs: `each` for the switch and for the generator, or one where there are too few.
+
+        Raises BenchError when there is one only.
+        """
         if len(allowed) < 2:
             raise BenchError("the benchmark needs two CPUs: one for the switch, one for the traffic generator")
-        return Cpus(switch=allowed[-1], generator=allowed[-2])
+        count = each if len(allowed) >= 2 * each else 1
+        last = sorted(allowed)[-2 * count :]
+        return Cpus(switch=tuple(last[count:]), generator=tuple(last[:count]))
+
+    @property
+    def both(self) -> tuple[int, ...]:
+        return self.switch + self.generator
 
 
 def threads(pid: int) -> dict[int, str]:
@@ -45,20 +54,20 @@ def threads(pid: int) -> dict[int, str]:
     return found
 
 
-def poll_thread(pid: int, prefix: str) -> int:
-    """The one thread of a process whose name starts with `prefix`. Raises BenchError."""
-    found = [tid for tid, name in threads(pid).items() if name.startswith(prefix)]
-    if len(found) != 1:
-        raise BenchError(f"process {pid} has {len(found)} threads named {prefix}*, expected one")
-    return found[0]
+def poll_threads(pid: int, prefix: str, count: int) -> list[int]:
+    """The `count` threads of a process whose names start with `prefix`. Raises BenchError."""
+    found = sorted(tid for tid, name in threads(pid).items() if name.startswith(prefix))
+    if len(found) != count:
+        raise BenchError(f"process {pid} has {len(found)} threads named {prefix}*, expected {count}")
+    return found
 
 
-def pin(pids: Iterable[int], poll: int, poll_cpu: int, others_cpu: int) -> None:
-    """Puts the poll thread on its CPU, and every other thread of these processes on `others_cpu`."""
+def pin(pids: Iterable[int], poll: Mapping[int, int], others_cpu: int) -> None:
+    """Puts each poll thread on its CPU, and every other thread of these processes on `others_cpu`."""
     for pid in pids:
         for tid in threads(pid):
             with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(tid, {poll_cpu if tid == poll else others_cpu})
+                os.sched_setaffinity(tid, {poll.get(tid, others_cpu)})
 
 
 @contextlib.contextmanager
@@ -74,16 +83,17 @@ def pinned_self(cpu: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(threads: Iterable[int]) -> Iterator[None]:
-    """Has these threads run in favour of all others (SCHED_FIFO), but for this one, which must look at the clock.
+    """Has these threads run in favour of all others, but for this one, which must look at the clock.
 
-    The kernel leaves the others 5 % (sched_rt_runtime_us). Without the right to do it nothing changes.
+    Those on the same CPU take turns (SCHED_RR). The kernel leaves the others 5 % (sched_rt_runtime_us). Without the
+    right to do it nothing changes.
     """
     urgent = dict.fromkeys(threads, 1) | {0: 2}
     normal = os.sched_param(0)
     try:
         for tid, priority in urgent.items():
             with contextlib.suppress(PermissionError):
-                os.sched_setscheduler(tid, os.SCHED_FIFO, os.sched_param(priority))
+                os.sched_setscheduler(tid, os.SCHED_RR, os.sched_param(priority))
         yield
     finally:
         for tid in urgent:
@@ -101,6 +111,21 @@ def own_ns(pids: Iterable[int], cpus: Iterable[int]) -> dict[int, int]:
                 cpu = int((task / "stat").read_text().rpartition(")")[2].split()[_STAT_PROCESSOR])
                 if cpu in total:
                     total[cpu] += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
+def core_times(pids: Iterable[int], cpus: Collection[int]) -> dict[int, Core]:
+    """The times of each CPU so far, those of the processes' threads as its own."""
+    own, idle = own_ns(pids, cpus), idle_ns(cpus)
+    return {cpu: Core(own[cpu], idle[cpu]) for cpu in cpus}
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of all threads that a process has now."""
+    total = 0
+    for tid in threads(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
     return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.measure import Case
-from tests.bench.stats import Figure, Spread
+from tests.bench.stats import Figure, Ratio, Spread
 
 # From this share of a core on, what others do shows in the figures.
 DISTURBED = 0.02
@@ -72,7 +72,7 @@ def _cells(figures: Sequence[Figure]) -> list[str]:
 
 def contamination_warning(results: Results) -> str | None:
     """What to say when other processes disturbed the run, else None."""
-    worst = max(max(f.others_switch, f.others_generator) for figures in results.values() for f in figures)
+    worst = max((f.others for figures in results.values() for f in figures), default=0.0)
     if worst <= DISTURBED:
         return None
     return (
@@ -81,29 +81,51 @@ def contamination_warning(results: Results) -> str | None:
     )
 
 
-def ratio_table(ratios: Mapping[str, Spread], wanted: Mapping[str, float]) -> Table:
-    """The ratios by name, and which of the wanted ones are reached."""
-    table = Table(title="Ratios, each computed within a round; more is better for ffswitch", title_justify="left")
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a number should be: at least, or at most, `bound`."""
+
+    bound: float
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        """Whether the number is as wanted."""
+        return value <= self.bound if self.at_most else value >= self.bound
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.bound:g}"
+
+
+def ratio_table(ratios: Mapping[str, Ratio], goals: Mapping[str, Goal]) -> Table:
+    """The ratios by name, and which of the goals are reached."""
+    table = Table(title="Ratios, each computed within a round", title_justify="left")
     table.add_column("ratio")
-    for heading in ("median", "min .. max", "wanted"):
+    for heading in ("median", "min .. max", "others' CPU", "target", ""):
         table.add_column(heading, justify="right")
-    for name, spread in ratios.items():
-        goal = ""
-        if name in wanted:
-            goal = f"≥ {wanted[name]:g} {_verdict(spread.median >= wanted[name])}"
-        table.add_row(name, f"{spread.median:.2f}", f"{spread.minimum:.2f} .. {spread.maximum:.2f}", goal)
+    table.add_column("")
+    for name, ratio in ratios.items():
+        s, goal = ratio.spread, goals.get(name)
+        table.add_row(
+            name,
+            f"{s.median:.2f}",
+            f"{s.minimum:.2f} .. {s.maximum:.2f}",
+            percent(ratio.others),
+            str(goal) if goal else "",
+            _verdict(goal.met(s.median)) if goal else "",
+            ratio.note,
+        )
     return table
 
 
 def _verdict(good: bool) -> str:
-    return "[green]reached[/]" if good else "[red]missed[/]"
+    return "[green]ok[/]" if good else "[red]short[/]"
 
 
 def times_table(times: Mapping[str, Spread], wanted: Mapping[str, float]) -> Table:
     """Latencies, given in seconds, printed in milliseconds, and whether the medians are as wanted."""
     table = Table(title="Commands, from start to exit", title_justify="left")
     table.add_column("command")
-    for heading in ("median ms", "min .. max", "wanted"):
+    for heading in ("median ms", "min .. max", "target"):
         table.add_column(heading, justify="right")
     for name, s in times.items():
         goal = f"< {wanted[name] * 1e3:g} {_verdict(s.median < wanted[name])}" if name in wanted else ""
@@ -111,8 +133,21 @@ def times_table(times: Mapping[str, Spread], wanted: Mapping[str, float]) -> Tab
     return table
 
 
+def figure_text(figure: Figure) -> str:
+    """A measurement in a few words."""
+    return f"{figure.cost:.0f} cycles, {figure.mpps:.2f} Mpps, others {percent(figure.others)}"
+
+
 def spread_json(spread: Spread) -> dict[str, float]:
     return {"median": spread.median, "min": spread.minimum, "max": spread.maximum}
+
+
+def ratio_json(ratio: Ratio, goal: Goal | None) -> dict[str, Any]:
+    """The spread; `others`: the worst share of a core that other processes took; the goal and whether it is met."""
+    found: dict[str, Any] = spread_json(ratio.spread) | {"others": ratio.others}
+    if goal:
+        found |= {"at_most" if goal.at_most else "at_least": goal.bound, "ok": goal.met(ratio.spread.median)}
+    return found | ({"note": ratio.note} if ratio.note else {})
 
 
 def cells_json(results: Results) -> list[dict[str, Any]]:

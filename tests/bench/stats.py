@@ -12,8 +12,9 @@ switch's own count of busy cycles is taken instead.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -42,10 +43,21 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Cumulative times of one CPU, in ns."""
+    """Cumulative times of one CPU, in ns; of several: their mean."""
 
     own_ns: int  # threads of the benchmark ran there
     idle_ns: int
+
+    @staticmethod
+    def mean(cores: Sequence[Core]) -> Core:
+        """The mean of at least one CPU's times."""
+        return Core(sum(c.own_ns for c in cores) // len(cores), sum(c.idle_ns for c in cores) // len(cores))
+
+
+def others_between(first: Core, last: Core, wall_ns: int) -> float:
+    """The share of a core's time that others took in `wall_ns`."""
+    used = (last.own_ns - first.own_ns) + (last.idle_ns - first.idle_ns)
+    return min(1.0, max(0.0, 1 - used / wall_ns))  # proc(5): the idle times may go back
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +96,13 @@ class Slice:
     def between(a: Sample, b: Sample) -> Slice:
         """The counters' growth from `a` to the later `b`."""
         wall = b.ns - a.ns
-
-        def others(first: Core, last: Core) -> float:
-            used = (last.own_ns - first.own_ns) + (last.idle_ns - first.idle_ns)
-            return max(0.0, 1 - used / wall)
-
         return Slice(
             seconds=wall / NS,
             sent=b.sent - a.sent,
             received=b.received - a.received,
             full_share=(b.turns_full - a.turns_full) / max(1, b.turns - a.turns),
-            others_switch=others(a.switch, b.switch),
-            others_generator=others(a.generator, b.generator),
+            others_switch=others_between(a.switch, b.switch, wall),
+            others_generator=others_between(a.generator, b.generator, wall),
         )
 
     @property
@@ -113,7 +120,7 @@ class Figure:
     """One measurement of one switch in one case."""
 
     mpps: float  # million packets a second that came out, both ways together
-    cycles: float  # TSC cycles of the switch's core per packet
+    cycles: float  # TSC cycles of the switch's cores per packet
     own_cycles: float | None  # the same as the switch itself counts it
     switch_limited: bool  # else the generator was the limit
     loss: float  # share of the frames taken that did not come out
@@ -127,6 +134,20 @@ class Figure:
         """Cycles a packet, from whichever count is valid here."""
         return self.cycles if self.switch_limited or self.own_cycles is None else self.own_cycles
 
+    @property
+    def others(self) -> float:
+        """Share of the core that others disturbed more."""
+        return max(self.others_switch, self.others_generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A number of the table: its spread over the rounds, and the worst share of a core that others took meanwhile."""
+
+    spread: Spread
+    others: float
+    note: str = ""
+
 
 def enough(samples: Sequence[Sample], wanted: int) -> bool:
     """Whether samples in time order hold `wanted` quiet slices, or so many slices that waiting has become pointless."""
@@ -134,8 +155,12 @@ def enough(samples: Sequence[Sample], wanted: int) -> bool:
     return sum(s.contamination <= QUIET for s in slices) >= wanted or len(slices) >= PATIENCE * wanted
 
 
-def figure(samples: Sequence[Sample], wanted: int, tsc_hz: float, own: tuple[OwnCount, OwnCount] | None) -> Figure:
+def figure(
+    samples: Sequence[Sample], wanted: int, tsc_hz: float, own: tuple[OwnCount, OwnCount] | None, cores: int = 1
+) -> Figure:
     """The figure of the `wanted` quietest slices of samples in time order; `own`: the switch's counts around them.
+
+    `cores` are those that the switch's poll threads have.
 
     Slices are chosen by what other processes did and never by the switch's figures, so none is favoured.
     Raises ValueError when nothing came out.
@@ -150,7 +175,7 @@ def figure(samples: Sequence[Sample], wanted: int, tsc_hz: float, own: tuple[Own
     own_packets = own[1].packets - own[0].packets if own else 0
     return Figure(
         mpps=received / seconds / 1e6,
-        cycles=statistics.median(s.core_seconds / s.received for s in used) * tsc_hz,
+        cycles=statistics.median(s.core_seconds / s.received for s in used) * tsc_hz * cores,
         own_cycles=(own[1].cycles - own[0].cycles) / own_packets if own and own_packets > 0 else None,
         switch_limited=statistics.median(s.full_share for s in used) >= FULL_SHARE,
         loss=max(0.0, 1 - (samples[-1].received - samples[0].received) / max(1, sent)),
@@ -161,6 +186,39 @@ def figure(samples: Sequence[Sample], wanted: int, tsc_hz: float, own: tuple[Own
     )
 
 
-def ratios(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
-    """How many times less a packet costs us, round by round: theirs[i] / ours[i]."""
-    return Spread.of([t / o for t, o in zip(theirs, ours, strict=True)])
+def ratio(theirs: Sequence[Figure], ours: Sequence[Figure], *, scale: float = 1.0, note: str = "") -> Ratio:
+    """How many times less a packet costs us, round by round: theirs[i] / ours[i], times `scale`."""
+    pairs = [_alike(t, o) for t, o in zip(theirs, ours, strict=True)]
+    return Ratio(Spread.of([scale * t / o for t, o in pairs]), worst((*theirs, *ours)), note)
+
+
+def _alike(a: Figure, b: Figure) -> tuple[float, float]:
+    """What a packet costs in two measurements, counted in the same way where that can be."""
+    if a.own_cycles is None or b.own_cycles is None or (a.switch_limited and b.switch_limited):
+        return a.cost, b.cost
+    return a.own_cycles, b.own_cycles
+
+
+def worst(figures: Iterable[Figure]) -> float:
+    """The worst share of a core that others took in any of the measurements."""
+    return max(figure.others for figure in figures)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least of the values that at least this share of them does not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def time_to_rate(received: Sequence[int], bin_seconds: float, share: float, window: int) -> float:
+    """Seconds from the start until the rate over `window` bins is `share` of the steady one.
+
+    `received`: frames by the end of each bin. The steady rate is that of the last half, which is what counts as
+    steady however slow it is. Raises ValueError when nothing came in that half.
+    """
+    totals = [0, *received]
+    half = len(received) // 2
+    steady = (totals[-1] - totals[half]) / (len(received) - half)
+    if steady <= 0:
+        raise ValueError("no packet came through")
+    rates = ((end, (totals[end] - totals[max(0, end - window)]) / window) for end in range(1, len(totals)))
+    return next(end for end, rate in rates if rate >= share * steady) * bin_seconds

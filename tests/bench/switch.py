@@ -1,177 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench-switch`: ffswitch against OVS-DPDK and testpmd; see docs/performance.md."""
+"""`make bench-switch`: ffswitch against OVS-DPDK, testpmd and itself; see docs/performance.md."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from tests.bench import commands, generator, machine, many_ports, report
+from tests.bench import generator, machine, report
+from tests.bench.cases import commands, forwarding, idle, many_ports, million, offload, packed, wake, workers
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
-from tests.bench.measure import Case, Rig, rig
-from tests.bench.peers import Peer
-from tests.bench.peers.ffswitch import FfSwitch
-from tests.bench.peers.ovs import Ovs
-from tests.bench.peers.testpmd import Testpmd
-from tests.bench.stats import Figure, Spread, ratios
+from tests.bench.report import Goal
+from tests.bench.rounds import Group, Outcome, Run
 
 OUTPUT = Path("build/bench/switch.json")
 # All switches and their generators, with room for EAL's rounding up.
 HUGE_MB = 1024
 
-SMALL, LARGE = Case(64, 1), Case(1500, 1)
-MANY = {"1k": Case(64, 1_000), "10k": Case(64, 10_000)}
-CASES = (SMALL, LARGE, *MANY.values())
-
-NORMAL = "ovs-normal"
-# How OVS can cache many flows; its default is the exact-match cache, filled with a probability of 1/100.
-NORMAL_CACHES: Mapping[str, Mapping[str, str]] = {
-    "ovs-normal, emc always": {"emc-insert-inv-prob": "1"},
-    "ovs-normal, smc": {"emc-insert-inv-prob": "0", "smc-enable": "true"},
-    "ovs-normal, no cache": {"emc-insert-inv-prob": "0"},
+GROUPS: Sequence[Group] = tuple(
+    module.GROUP for module in (forwarding, packed, million, offload, idle, wake, workers, many_ports, commands)
+)
+GOALS: Mapping[str, Goal] = {
+    "vs_ovs_normal_64": Goal(2.0),
+    "vs_io_64": Goal(1.4),
+    "vs_ovs_normal_1500": Goal(1.8),
+    "vs_io_1500": Goal(1.5),
+    "packed_vs_io_64": Goal(1.3),
+    "flows_10k": Goal(0.8),
+    "flows_1m": Goal(0.5),
+    "vs_ovs_10k": Goal(3.0),
+    "tso_64k": Goal(3.0),
+    "idle_cpu_pct": Goal(2.0, at_most=True),
+    "wake_vs_eventfd": Goal(1.5, at_most=True),
+    "full_rate_ms": Goal(10.0, at_most=True),
+    "workers_2": Goal(1.8),
+    "ports_256": Goal(0.5),
 }
-WANTED = {"vs_ovs_normal_64": 1.0, "ports_256": 0.5}
 WANTED_SECONDS = {"ffswitch --help": 0.150, "ffswitch add-port": 0.050}
 
-Results = dict[tuple[str, Case], list[Figure]]
+
+def choose(names: Sequence[str]) -> list[Group]:
+    """The groups of these names or with ratios of these names; all when there is none. Raises click.UsageError."""
+    known = {name for group in GROUPS for name in (group.name, *group.ratios)}
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"--only {name}: there is no such measurement: there are {', '.join(sorted(known))}")
+    return [group for group in GROUPS if not names or not {group.name, *group.ratios}.isdisjoint(names)]
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A line of the table: a switch, how it is set up, and the cases that it is measured in."""
-
-    name: str
-    rig: Rig
-    cases: Sequence[Case] = CASES
-    prepare: Callable[[], None] = lambda: None
-
-
-@contextlib.contextmanager
-def contenders(environment: Environment, program: Path) -> Iterator[Sequence[Contender]]:
-    """Starts one switch of each kind, each with its generator, and pauses them all."""
-    with contextlib.ExitStack() as stack:
-
-        def start(peer: Peer, part: Environment) -> Rig:
-            started = stack.enter_context(rig(peer, program, part))
-            started.pause()
-            return started
-
-        here = environment.part("flows")
-        flows = start(Ovs(here, "ovs-flows", flows=True), here)
-        here = environment.part("normal")
-        ovs = Ovs(here, NORMAL, flows=False)
-        normal = start(ovs, here)
-        here = environment.part("testpmd")
-        testpmd = start(Testpmd(here), here)
-        here = environment.part("ffswitch")
-        ffswitch = start(FfSwitch(here), here)
-        caches = [
-            Contender(name, normal, tuple(MANY.values()), partial(ovs.set_caches, settings))
-            for name, settings in NORMAL_CACHES.items()
-        ]
-        yield [
-            Contender(flows.peer.name, flows),
-            Contender(NORMAL, normal, CASES, partial(ovs.set_caches, {})),
-            Contender(testpmd.peer.name, testpmd),
-            Contender(ffswitch.peer.name, ffswitch),
-            *caches,
-        ]
-
-
-def forwarding(environment: Environment, program: Path, rounds: int, seconds: float) -> Results:
-    """`rounds` times: every case, in each every switch, one after the other. Raises BenchError."""
-    results: Results = {}
-    with contenders(environment, program) as field:
-        for number in range(1, rounds + 1):
-            for case in CASES:
-                for contender in (c for c in field if case in c.cases):
-                    with contender.rig.resumed():
-                        contender.prepare()
-                        figure = contender.rig.measure(case, seconds)
-                    results.setdefault((contender.name, case), []).append(figure)
-                    click.echo(
-                        f"round {number}/{rounds}: {case.label}: {contender.name}: {figure.cost:.0f} cycles, "
-                        f"{figure.mpps:.2f} Mpps, others {report.percent(figure.others_switch)}"
-                    )
-    return results
-
-
-def forwarding_ratios(results: Results) -> dict[str, Spread]:
-    """The ratios of DESIGN's table, each within a round; see docs/performance.md."""
-
-    def costs(name: str, case: Case) -> list[float]:
-        return [figure.cost for figure in results[name, case]]
-
-    def best_normal(case: Case) -> list[float]:
-        return min((costs(name, case) for name in (NORMAL, *NORMAL_CACHES)), key=lambda c: Spread.of(c).median)
-
-    ours = {case: costs(FfSwitch.name, case) for case in CASES}
-    found = {}
-    for suffix, case in (("64", SMALL), ("1500", LARGE)):
-        found[f"vs_ovs_normal_{suffix}"] = ratios(costs(NORMAL, case), ours[case])
-        found[f"vs_ovs_flows_{suffix}"] = ratios(costs("ovs-flows", case), ours[case])
-        found[f"vs_io_{suffix}"] = ratios(costs(Testpmd.name, case), ours[case])
-    for suffix, case in MANY.items():
-        found[f"vs_ovs_{suffix}"] = ratios(best_normal(case), ours[case])
-        found[f"flows_{suffix}"] = ratios(ours[SMALL], ours[case])
-    return found
-
-
-def port_ratios(rounds: Sequence[many_ports.Round]) -> dict[str, Spread]:
-    return {
-        "ports_256": Spread.of([many_ports.Round.ratio(r.alone, r.connected) for r in rounds]),
-        "ports_256_waiting": Spread.of([many_ports.Round.ratio(r.alone, r.waiting) for r in rounds]),
-    }
-
-
-def bench(rounds: int, seconds: float) -> None:
-    """Everything, printed and written to OUTPUT. Raises BenchError."""
+def bench(groups: Sequence[Group], rounds: int, seconds: float, huge: bool) -> None:
+    """The groups one after the other, printed and written to OUTPUT. Raises BenchError."""
     if os.geteuid() != 0:
         raise BenchError("the benchmark pins threads and starts switches: run it as root")
-    program = generator.build(OUTPUT.parent)
+    cpus = machine.Cpus.choose(os.sched_getaffinity(0))
+    programs = generator.build(OUTPUT.parent)
     with (
         tempfile.TemporaryDirectory(prefix="ffbench-") as directory,
-        machine.huge_pages(HUGE_MB) as huge,
+        machine.huge_pages(HUGE_MB if huge else 0) as enough,
     ):
-        environment = Environment(Path(directory), machine.Cpus.choose(), huge)
+        environment = Environment(Path(directory), cpus, huge and enough)
         click.echo(
-            f"switch on CPU {environment.cpus.switch}, generator on CPU {environment.cpus.generator}, "
-            f"{'2 MB' if huge else '4 KB'} pages"
+            f"switch on CPU {cpus.switch[0]}, generator on CPU {cpus.generator[0]}, "
+            f"{'2 MB' if environment.huge else '4 KB'} pages"
         )
-        results = forwarding(environment, program, rounds, seconds)
-        times = commands.measure(environment)
-        ports = many_ports.measure(environment, program, rounds, seconds)
-    found = forwarding_ratios(results) | port_ratios(ports)
-    _print(results, found, times)
-    document = {
-        "ratios": {name: report.spread_json(spread) for name, spread in found.items()},
-        "cells": report.cells_json(results),
-        "ports": [asdict(r) for r in ports],
-        "seconds": {name: report.spread_json(spread) for name, spread in times.items()},
-        "machine": {"cpus": asdict(environment.cpus), "huge_pages": huge},
-    }
-    report.write_json(OUTPUT, document)
+        run = Run(environment, programs, rounds, seconds)
+        outcomes = {group.name: group.measure(run) for group in groups}
+    whole = combine(outcomes.values())
+    _print(whole)
+    report.write_json(OUTPUT, document(whole) | {"machine": {"cpus": asdict(cpus), "huge_pages": environment.huge}})
     click.echo(f"written to {OUTPUT}")
 
 
-def _print(results: Results, found: Mapping[str, Spread], times: Mapping[str, Spread]) -> None:
+def combine(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several groups found, as one."""
+    whole = Outcome()
+    for outcome in outcomes:
+        whole.ratios.update(outcome.ratios)
+        whole.results.update(outcome.results)
+        whole.times.update(outcome.times)
+        whole.details.update(outcome.details)
+    return whole
+
+
+def document(outcome: Outcome) -> dict[str, object]:
+    """The content of OUTPUT."""
+    return {
+        "ratios": {name: report.ratio_json(ratio, GOALS.get(name)) for name, ratio in outcome.ratios.items()},
+        "cells": report.cells_json(outcome.results),
+        "seconds": {name: report.spread_json(spread) for name, spread in outcome.times.items()},
+        **outcome.details,
+    }
+
+
+def _print(outcome: Outcome) -> None:
     console = report.console()
-    console.print(report.cost_table(results))
-    if warning := report.contamination_warning(results):
+    if outcome.results:
+        console.print(report.cost_table(outcome.results))
+    if warning := report.contamination_warning(outcome.results):
         console.print(warning)
-    console.print(report.ratio_table(found, WANTED))
-    console.print(report.times_table(times, WANTED_SECONDS))
+    if outcome.ratios:
+        console.print(report.ratio_table(outcome.ratios, GOALS))
+    if outcome.times:
+        console.print(report.times_table(outcome.times, WANTED_SECONDS))
 
 
 def _interrupted(number: int, _frame: object) -> NoReturn:
@@ -179,18 +117,30 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.25), default=1.0, show_default=True, help="Of each measurement.")
-def main(rounds: int, seconds: float) -> None:
-    """Measure ffswitch against OVS-DPDK and testpmd on this machine."""
+@click.option("--only", multiple=True, metavar="NAME", help="A ratio or a group of them; may be given again.")
+@click.option("--no-huge", is_flag=True, help="Leave the machine's huge pages alone, and use 4 KB pages.")
+def command(rounds: int, seconds: float, only: tuple[str, ...], no_huge: bool) -> None:
+    """Measure ffswitch against OVS-DPDK, testpmd and itself on this machine."""
+    groups = choose(only)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
+    bench(groups, rounds, seconds, not no_huge)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Does `command`; what went wrong is one line. Returns the exit code."""
     try:
-        bench(rounds, seconds)
+        command.main(args, prog_name="bench-switch", standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"bench-switch: {error.format_message()}", err=True)
+        return 2
     except BenchError as error:
         click.echo(f"bench-switch: {error}", err=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

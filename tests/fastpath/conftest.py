@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One EAL for the whole test process (DPDK allows no second one), one `Switch` a test."""
+"""One EAL for the whole test process (DPDK allows no second one), one `Switch` a test.
+
+FFSWITCH_TEST_WORKERS says how many workers there are; `make test` runs with one, and some files with two.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from vswitch.slowpath.fastpath import FastPath
 # Few enough that a leak of buffers stops the tests that send more frames than this.
 MBUFS = 8192
 PARKED_MAX = 64
+WORKERS = int(os.environ.get("FFSWITCH_TEST_WORKERS", "1"))
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +28,8 @@ def fastpath() -> Iterator[FastPath]:
     everywhere = ",".join(map(str, cpus))
     eal_args = ["--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"]
     prefix = f"ffswitch-test-{os.getpid()}"
-    eal_args += [f"--file-prefix={prefix}", f"--lcores=0@({everywhere}),1@{cpus[-1]}"]
+    workers = [f"{number}@{cpus[-number % len(cpus)]}" for number in range(1, WORKERS + 1)]
+    eal_args += [f"--file-prefix={prefix}", f"--lcores=0@({everywhere}),{','.join(workers)}"]
     running = FastPath.start(eal_args, MBUFS, PARKED_MAX)
     running.idle_set(50, 100)
     yield running

@@ -103,11 +103,11 @@ class Switch:
         if port.front is not None:
             port.front.kill()
 
-    def reconnect(self, port: Attached) -> None:
+    def reconnect(self, port: Attached, **front_options: Any) -> None:
         """Puts a new front-end (like a restarted container) behind the port; the old one was killed."""
         old = port.peer
         port.sent_before += self.received(port) - port.sent_before
-        port.front = FrontEnd(old.path)
+        port.front = FrontEnd(old.path, **front_options)
         port.front.connect()
         self.wait_state(port, PortState.READY)
 

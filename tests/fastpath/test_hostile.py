@@ -3,68 +3,16 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Callable
 
 import pytest
 
 from tests.fastpath.frames import flow, numbered, output
+from tests.fastpath.hostile import DEEDS, INDIRECT, NEXT, RING_DEEDS, transmit_ring, truncate
 from tests.fastpath.switch import Switch
 from tests.frontend import FrontEnd
 from tests.frontend.memory import guest
-from tests.frontend.vring import SplitRing
-from vswitch.slowpath.types import PortState
-
-# virtio 1.1 section 2.6.5
-NEXT, WRITE, INDIRECT = 1, 2, 4
-SOMEWHERE = guest(4096)  # an address of the guest's memory
-
-
-def transmit_ring(front: FrontEnd) -> SplitRing:
-    ring = front.vrings[1].ring
-    assert isinstance(ring, SplitRing)
-    return ring
-
-
-def offer(front: FrontEnd, head: int) -> None:
-    """Makes the chain at `head` available, without the front-end's own care."""
-    ring = transmit_ring(front)
-    index = ring.avail[1]
-    ring.avail[2 + index % ring.size] = head
-    ring.avail[1] = (index + 1) & 0xFFFF
-
-
-def offer_descriptor(front: FrontEnd, address: int, length: int, flags: int, following: int = 0) -> None:
-    assert front.memory is not None
-    struct.pack_into("<QIHH", front.memory.view, transmit_ring(front).desc, address, length, flags, following)
-    offer(front, 0)
-
-
-def jump(front: FrontEnd) -> None:
-    ring = transmit_ring(front)
-    ring.avail[1] = (ring.avail[1] + ring.size + 1) & 0xFFFF
-
-
-def truncate(front: FrontEnd) -> None:
-    assert front.memory is not None
-    os.ftruncate(front.memory.fd, 0)
-
-
-DEEDS: dict[str, Callable[[FrontEnd], None]] = {
-    "avail-jump": jump,
-    "descriptor-index": lambda front: offer(front, 0xFFFF),
-    "buffer-address": lambda front: offer_descriptor(front, 0xDEAD_0000_0000, 64, 0),
-    "buffer-address beyond the end": lambda front: offer_descriptor(front, SOMEWHERE, 0xFFFF_FFFF, 0),
-    "buffer-address that wraps": lambda front: offer_descriptor(front, 2**64 - 32, 64, 0),
-    "buffer-direction": lambda front: offer_descriptor(front, SOMEWHERE, 64, WRITE),
-    "descriptor-chain": lambda front: offer_descriptor(front, SOMEWHERE, 64, NEXT, 0),
-    "descriptor-chain of nothing": lambda front: offer_descriptor(front, SOMEWHERE, 0, NEXT, 0),
-    "short-chain": lambda front: offer_descriptor(front, SOMEWHERE, 4, 0),
-    "indirect-table": lambda front: offer_descriptor(front, SOMEWHERE, 8, INDIRECT),
-    "indirect-table and more": lambda front: offer_descriptor(front, SOMEWHERE, 16, INDIRECT | NEXT, 0),
-    "memory-truncated": truncate,
-}
+from vswitch.slowpath.types import Drop, PortConfig, PortState
 
 
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.replace(" ", "-"))
@@ -72,9 +20,11 @@ def test_a_broken_rule_costs_its_own_port(switch: Switch, deed: str) -> None:
     bad, left, right = switch.add_hosts(3)
     switch.install(flow(output(right.id), in_port=left.id), flow(output(right.id), in_port=bad.id))
     DEEDS[deed](bad.peer)
+    bad.peer.kick()
     switch.wait_state(bad, PortState.LOST)
     assert f"transmit queue 0 stopped: {deed.split(maxsplit=1)[0]}" in switch.fp.port_info(bad.id).reason
     assert switch.received(bad) == 0
+    assert switch.fp.port_stats(bad.id).faults == {deed.split(maxsplit=1)[0]: 1}
 
     left.peer.send(numbered(2, 3, 20))
     assert right.peer.wait_received(20) == numbered(2, 3, 20), "the others must not feel it"
@@ -83,6 +33,71 @@ def test_a_broken_rule_costs_its_own_port(switch: Switch, deed: str) -> None:
     switch.reconnect(bad)
     bad.peer.send(numbered(1, 3, 20))
     assert right.peer.wait_received(20) == numbered(1, 3, 20), "it may come back"
+
+
+@pytest.mark.parametrize("deed", RING_DEEDS, ids=lambda deed: deed.replace(" ", "-"))
+@pytest.mark.parametrize("direction", ["transmit", "receive"])
+def test_a_ring_that_reaches_beyond_itself(switch: Switch, deed: str, direction: str) -> None:
+    """librte_vhost passes on sizes and positions as the front-end tells them, also of running rings."""
+    packed, request, number = RING_DEEDS[deed]
+    left, right = switch.add_hosts(2)
+    bad = switch.add("bad", packed=packed, rx_ring=64, tx_ring=64)
+    switch.install(flow(output(right.id), in_port=left.id), flow(output(bad.id), in_port=bad.id))
+    bad.peer.send(numbered(1, 3, 20))
+    assert bad.peer.wait_received(20) == numbered(1, 3, 20)
+    bad.peer.set_vring(request, int(direction == "transmit"), number)
+    switch.wait_state(bad, PortState.LOST)
+    assert f"{direction} queue 0 stopped: {deed.split(maxsplit=1)[0]}" in switch.fp.port_info(bad.id).reason
+    left.peer.send(numbered(1, 2, 20))
+    assert right.peer.wait_received(20) == numbered(1, 2, 20), "the others must not feel it"
+    bad.peer.kill()
+    switch.reconnect(bad)
+    bad.peer.send(numbered(1, 3, 20))
+    assert bad.peer.wait_received(20) == numbered(1, 3, 20), "it may come back"
+
+
+def test_a_position_told_before_the_ring_starts(switch: Switch) -> None:
+    class Liar(FrontEnd):
+        def base_of(self, index: int) -> int:
+            return 0x7FFF if index == 1 else super().base_of(index)
+
+    path = switch.run_dir / "bad"
+    front = Liar(path, packed=True)
+    bad = switch.add_config(PortConfig("bad", socket=str(path)))
+    bad.front = front
+    front.connect()
+    switch.wait_state(bad, PortState.LOST)
+    assert "transmit queue 0 stopped: descriptor-index" in switch.fp.port_info(bad.id).reason
+
+
+def test_chains_that_fill_a_burst(switch: Switch) -> None:
+    """Two chains of all the pieces that a burst may have, and plain frames behind them."""
+    pieces, size = 1024, 150
+    bad = switch.add("bad", mtu=65500)
+    right = switch.add("right")
+    switch.install(flow(output(right.id), in_port=bad.id))
+    assert bad.peer.memory is not None
+    memory, ring = bad.peer.memory, transmit_ring(bad.peer)
+    data, table = memory.size - 2 * 16384 - 4096, memory.size - 2 * 16384
+    plain = numbered(1, 2, 1, size=size)[0]
+    memory.view[data : data + 12 + size] = bytes(12) + plain
+    for head in range(10):
+        if head < 2:
+            at = table + head * 16384
+            for i in range(pieces):
+                flags, following = (NEXT, i + 1) if i < pieces - 1 else (0, 0)
+                struct.pack_into("<QIHH", memory.view, at + 16 * i, guest(data), size + 12, flags, following)
+            fields = guest(at), pieces * 16, INDIRECT, 0
+        else:
+            fields = guest(data), 12 + size, 0, 0
+        struct.pack_into("<QIHH", memory.view, ring.desc + 16 * head, *fields)
+        ring.avail[2 + head] = head
+    ring.avail[1] = 10
+    bad.peer.kick()
+    assert right.peer.wait_received(8) == [plain] * 8
+    assert switch.drops(bad) == {Drop.OVERSIZE: 2}
+    bad.peer.kill()
+    switch.delete(bad)
 
 
 def test_memory_truncated_while_frames_come(switch: Switch) -> None:

@@ -187,7 +187,8 @@ def test_queues(switch: Switch) -> None:
 
 
 def test_a_disabled_queue_gets_nothing(switch: Switch) -> None:
-    a, b = switch.add("a", **RINGS), switch.add("b", queues=2, **RINGS)
+    # a queue for each worker, who all have transmit queues of their own
+    a, b = switch.add("a", queues=switch.fp.n_workers, **RINGS), switch.add("b", queues=2, **RINGS)
     switch.install(flow(output(b.id), in_port=a.id))
     b.peer.enable(1, on=False)
     switch.wait(lambda: switch.fp.port_info(b.id).tx_queues == 1, lambda: "one queue left")
@@ -197,7 +198,8 @@ def test_a_disabled_queue_gets_nothing(switch: Switch) -> None:
     assert b.peer.receive(0) == frames
     b.peer.enable(1, on=True)
     switch.wait(lambda: switch.fp.port_info(b.id).tx_queues == 2, lambda: "two queues again")
-    a.peer.send(frames)
+    for queue in range(a.peer.queues):
+        a.peer.send(frames, queue)
     switch.settle()
     assert len(b.peer.receive(1)) > 0
 

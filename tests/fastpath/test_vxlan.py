@@ -16,6 +16,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from tests.fastpath.frames import drop, flow, mirror, numbered, output
+from tests.fastpath.offloads import HOST, NEEDS_CSUM, NONE, ROOMY, Header, Stream, done, noise, receive, send
 from tests.fastpath.switch import Attached, Switch
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.types import Action, ActionType, Drop, PortConfig, PortType, Remote, Uplink
@@ -41,7 +42,7 @@ class Overlay:
     def __init__(self, switch: Switch) -> None:
         self.switch = switch
         self.host = switch.add("host", mtu=9000, rx_ring=512, tx_ring=512)
-        self.uplink = switch.add("uplink", mtu=9000, rx_ring=512, tx_ring=512)
+        self.uplink = switch.add("uplink", mtu=9000, rx_ring=512, tx_ring=512, features=HOST)
         self.port = self.network("net", VNI)
         switch.fp.uplink_set(self.uplink.id, Uplink(ip_address(OURS[4]).packed, ip_address(OURS[6]).packed))
         for family, number in REMOTE.items():
@@ -227,6 +228,32 @@ def test_padding_behind_the_datagram_is_not_passed_on(switch: Switch, overlay: O
     switch.install(flow(output(overlay.host.id), in_port=overlay.port.id))
     frames = numbered(2, 1, 2)
     assert overlay.arrive(*(bytes(outer(4) / frame) + bytes(9) for frame in frames)) == frames
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_offloads_are_done_before_packing(switch: Switch, overlay: Overlay, family: int) -> None:
+    """A length check, too, is about the segments."""
+    able, plain = switch.add("able", features=HOST), switch.add("plain", **ROOMY)
+    check = Action(ActionType.CHECK_LEN, 1454)
+    actions = [check, set_tunnel(REMOTE[family]), *output(overlay.port.id, plain.id)]
+    switch.install(flow(actions, in_port=able.id))
+    for stream, size in ((Stream(noise(50000)), 1400), (Stream(noise(999), udp=True), 0)):
+        frames = stream.segments(size) if size else [stream.complete()]
+        send(able, stream, stream.request(size))
+        assert receive(switch, plain) == done(plain, frames)
+        packed = [Ether(frame) for frame in overlay.uplink.peer.receive()]
+        assert [bytes(frame[VXLAN].payload) for frame in packed] == frames
+    send(able, Stream(noise(50000)), Stream(b"").request(1401))
+    switch.settle(parked=1)
+    (upcall,) = switch.wait_upcalls(1)
+    switch.finish(upcall, [])
+
+
+def test_a_request_about_the_outer_headers_ends_with_them(switch: Switch, overlay: Overlay) -> None:
+    switch.install(flow(output(overlay.host.id), in_port=overlay.port.id))
+    (frame,) = numbered(2, 1, 1, size=1000)
+    overlay.uplink.peer.send([bytes(outer(4) / frame)], header=Header(NEEDS_CSUM, 0, 0, 0, 34, 6).pack())
+    assert receive(switch, overlay.host) == [(NONE, frame)]
 
 
 def test_networks_are_apart(switch: Switch, overlay: Overlay) -> None:

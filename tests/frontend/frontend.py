@@ -138,8 +138,7 @@ class FrontEnd:
             self.poll()
             for tx in self.tx:
                 tx.reap()
-        assert self.memory is not None
-        channel.set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
+        self.share_memory()
         for index, vring in enumerate(self.vrings):
             self._start_vring(channel, index, vring)
         for index in range(len(self.vrings)):
@@ -168,6 +167,19 @@ class FrontEnd:
         """Turns both rings of one queue pair on or off (SET_VRING_ENABLE)."""
         for index in (2 * queue, 2 * queue + 1):
             self._require_channel().set_vring(Request.SET_VRING_ENABLE, index, int(on))
+
+    def base_of(self, index: int) -> int:
+        """What SET_VRING_BASE says when a connection begins."""
+        return self.vrings[index].ring.base()
+
+    def set_vring(self, request: Request, index: int, num: int) -> None:
+        """Sends one message about one vring (SET_VRING_NUM, SET_VRING_BASE, ...), whether it makes sense or not."""
+        self._require_channel().set_vring(request, index, num)
+
+    def share_memory(self) -> None:
+        """Sends the memory table (again): a back-end that has it maps it anew, under running rings too."""
+        assert self.memory is not None
+        self._require_channel().set(Request.SET_MEM_TABLE, mem_table([self.memory.region()]), [self.memory.fd])
 
     def close(self) -> None:
         """Stops every ring as a driver does on shutdown (GET_VRING_BASE), disconnects and frees everything."""
@@ -227,8 +239,12 @@ class FrontEnd:
                 tx.reap()
             tx.put(part, header)
             if vring.ring.wants_kick():
-                os.eventfd_write(vring.kick, 1)
-                self._kicks += 1
+                self.kick(queue)
+
+    def kick(self, queue: int = 0) -> None:
+        """Notifies the back-end of a transmit queue, whether it wants that or not."""
+        os.eventfd_write(self.vrings[2 * queue + 1].kick, 1)
+        self._kicks += 1
 
     def flush(self, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Waits until the back-end has taken everything that was sent. Raises TimeoutError."""
@@ -238,6 +254,13 @@ class FrontEnd:
             while tx.pending:
                 self._wait([vring], deadline, f"{tx.pending} frames to be taken")
                 tx.reap()
+
+    def replace_kick(self, queue: int, fd: int) -> int:
+        """Gives a transmit queue another descriptor to be kicked by, and returns the old one; the caller closes it."""
+        index = 2 * queue + 1
+        self._require_channel().set_u64(Request.SET_VRING_KICK, index, [fd])
+        old, self.vrings[index].kick = self.vrings[index].kick, fd
+        return old
 
     def poll(self) -> int:
         """Takes what has come, on every queue; returns how many frames wait for `receive`."""
@@ -322,14 +345,17 @@ class FrontEnd:
         # virtio 5.1.6.1: num_buffers is there with MRG_RXBUF or VERSION_1.
         header_len = 12 if self.features & (Feature.MRG_RXBUF | Feature.VERSION_1) else 10
         indirect = INDIRECT_LEN if Feature.INDIRECT_DESC in self.features else 0
-        ring_type = PackedRing if Feature.RING_PACKED in self.features else SplitRing
+        packed = Feature.RING_PACKED in self.features
+        event_idx = Feature.EVENT_IDX in self.features
         overhead = DESC_LEN * (2 + indirect)  # of a descriptor: in the ring, in both index areas, in its table
         pair = (self.rx_ring + self.tx_ring) * overhead + self.tx_buffers * self.segment + 4096
         pair += self.rx_ring * (max(self.segment, self.rx_buffer) + 64)
         memory = self.memory = SharedMemory(pair * self.queues)
         for _ in range(self.queues):
-            rx = ring_type(memory, self.rx_ring, indirect)
-            tx = ring_type(memory, self.tx_ring, indirect)
+            rx, tx = (
+                PackedRing(memory, size, indirect) if packed else SplitRing(memory, size, indirect, event_idx)
+                for size in (self.rx_ring, self.tx_ring)
+            )
             mergeable = Feature.MRG_RXBUF in self.features
             self.rx.append(RxQueue(memory, rx, header_len, self.segment, buffer=self.rx_buffer, mergeable=mergeable))
             self.tx.append(TxQueue(memory, tx, header_len, self.segment, self.tx_buffers))
@@ -341,7 +367,7 @@ class FrontEnd:
         ring = vring.ring
         channel.set_u64(Request.SET_VRING_CALL, index, [vring.call])
         channel.set_vring(Request.SET_VRING_NUM, index, ring.size)
-        channel.set_vring(Request.SET_VRING_BASE, index, ring.base())
+        channel.set_vring(Request.SET_VRING_BASE, index, self.base_of(index))
         desc, avail, used = ring.address
         channel.set(Request.SET_VRING_ADDR, VRING_ADDR.pack(index, 0, desc, used, avail, 0))
         # vhost-user doc, "Ring states": the kick starts the ring; it stays disabled until SET_VRING_ENABLE.

@@ -50,11 +50,14 @@ class Feature(IntFlag):
     CSUM = 1 << 0
     GUEST_CSUM = 1 << 1
     MTU = 1 << 3
+    GSO = 1 << 6
     GUEST_TSO4 = 1 << 7
     GUEST_TSO6 = 1 << 8
+    GUEST_ECN = 1 << 9
     GUEST_UFO = 1 << 10
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
+    HOST_ECN = 1 << 13
     HOST_UFO = 1 << 14
     MRG_RXBUF = 1 << 15
     MQ = 1 << 22

@@ -78,6 +78,7 @@ class RxQueue:
     """5.1.6.3 "Setting Up Receive Buffers" and 5.1.6.4 "Processing of Incoming Packets".
 
     The ring is kept full of buffers of `buffer` bytes, each a chain of descriptors of up to `segment` bytes.
+    `headers` are the virtio-net headers of the last frames that came, as many as the ring has descriptors.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class RxQueue:
         self._header_len = header_len
         self._mergeable = mergeable
         self._chains: dict[int, list[Buffer]] = {}
+        self.headers: deque[bytes] = deque(maxlen=ring.size)
         self._used: deque[tuple[list[Buffer], int]] = deque()  # taken, but their frame is not complete
         self.packets = self.bytes = 0
         lengths = [min(segment, buffer - start) for start in range(0, buffer, segment)]
@@ -109,6 +111,7 @@ class RxQueue:
                 break
             parts = [self._take(*self._used.popleft()) for _ in range(count)]
             frames.append((parts[0] if count == 1 else b"".join(parts))[self._header_len :])
+            self.headers.append(parts[0][: self._header_len])
         self.ring.publish()
         self.packets += len(frames)
         self.bytes += sum(map(len, frames))

@@ -109,16 +109,19 @@ class Ring(ABC):
 class SplitRing(Ring):
     """2.7 "Split Virtqueues"."""
 
-    def __init__(self, memory: SharedMemory, size: int, indirect: int = 0) -> None:
+    def __init__(self, memory: SharedMemory, size: int, indirect: int = 0, event_idx: bool = False) -> None:
         super().__init__(memory, size, indirect)
         self.desc = memory.alloc(DESC_LEN * size, 16)
         avail = memory.alloc(6 + 2 * size, 2)
         used = memory.alloc(6 + 8 * size, 4)
         self.address = RingAddress(user(self.desc), user(avail), user(used))
-        self.avail = memory.view[avail : avail + 4 + 2 * size].cast("H")
+        self.avail = memory.view[avail : avail + 6 + 2 * size].cast("H")
         self.used = memory.view[used : used + 4].cast("H")
         self.used_ring = memory.view[used + 4 : used + 4 + 8 * size].cast("I")
+        self.avail_event = memory.view[used + 4 + 8 * size : used + 6 + 8 * size].cast("H")
+        self._event_idx = event_idx
         self._avail_idx = 0  # next to be added, free running modulo 2^16
+        self._asked_at = 0  # _avail_idx when wants_kick was last called
         self._last_used = 0
         self._free_ids = deque(range(size))
         self._chains: dict[int, list[int]] = {}  # by head: the descriptors of each chain at the device
@@ -145,6 +148,15 @@ class SplitRing(Ring):
         self.avail[AVAIL_IDX] = self._avail_idx
 
     def take_used(self) -> list[tuple[int, int]]:
+        done = self._take_used()
+        if self._event_idx and self.avail[AVAIL_RING + self.size] != self._last_used:
+            # 2.7.7: asks to be told of the next one; what came before that is taken here.
+            self.avail[AVAIL_RING + self.size] = self._last_used
+            fence()
+            done += self.take_used()
+        return done
+
+    def _take_used(self) -> list[tuple[int, int]]:
         count = (self.used[USED_IDX] - self._last_used) & 0xFFFF
         if count > len(self._chains):
             raise FrontEndError(f"used index moved by {count}, only {len(self._chains)} buffers are out")
@@ -163,6 +175,9 @@ class SplitRing(Ring):
 
     def wants_kick(self) -> bool:
         fence()
+        old, self._asked_at = self._asked_at, self._avail_idx
+        if self._event_idx:  # 2.7.10: whether avail_event is one of those added since
+            return (self._avail_idx - self.avail_event[0] - 1) & 0xFFFF < (self._avail_idx - old) & 0xFFFF
         return not self.used[USED_FLAGS] & USED_F_NO_NOTIFY
 
     def base(self) -> int:

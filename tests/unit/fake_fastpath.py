@@ -6,32 +6,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, PortStats, QueueStats, TapRecord, WorkerStats
+from vswitch.slowpath.fastpath import (
+    FastPathError,
+    PortEvent,
+    PortInfo,
+    PortStats,
+    QueueStats,
+    Rxq,
+    TapRecord,
+    WorkerStats,
+)
 from vswitch.slowpath.types import (
     Action,
     Finish,
     Flow,
     FlowStats,
     Key,
+    PerfStats,
     PortConfig,
     PortState,
     PortType,
     Remote,
+    Suspect,
     Upcall,
     Uplink,
 )
 
-NO_QUEUE = QueueStats(0, 0, 0, 0)
+NO_QUEUE = QueueStats(0, 0, 0, 0, 0, 0)
 
 
-def port_stats(rx: int = 0, tx: int = 0, replicated: int = 0, drops: dict[str, int] | None = None) -> PortStats:
-    return PortStats(rx, 60 * rx, tx, 60 * tx, replicated, 0, drops or {}, (NO_QUEUE,))
+def port_stats(
+    rx: int = 0,
+    tx: int = 0,
+    replicated: int = 0,
+    drops: dict[str, int] | None = None,
+    faults: dict[str, int] | None = None,
+) -> PortStats:
+    return PortStats(rx, 60 * rx, tx, 60 * tx, replicated, 0, drops or {}, faults or {}, (NO_QUEUE,))
 
 
 class FakeFastPath:
     """Implements FastPathApi. Ports are PMD ports "ready" at once, vhost-user ports wait for their peer."""
 
     event_fd = upcall_fd = tap_fd = -1
+    tsc_hz = 1_000_000_000
 
     def __init__(self) -> None:
         self.told = asyncio.Event()  # set by every call that changes ports or taps
@@ -45,7 +63,15 @@ class FakeFastPath:
         self.stats: dict[int, PortStats] = {}
         self.tapped: dict[int, tuple[int, int]] = {}  # kinds, snaplen
         self.tap_batch = 256
+        self.n_workers = 1
+        self.tsc_hz = 1000
+        self.busy: dict[int, int] = {}  # cycles of each worker
+        self.cycles: dict[tuple[int, int], int] = {}  # by port and queue
+        self.placed: dict[tuple[int, int], int] = {}  # worker, 0 unless moved
         self.idle = (0, 0)
+        self.loops = 10
+        self.asleep = False
+        self.suspected: list[Suspect] = []
         self.taps_lost = 0
         self.stopped = False
         self.sent: list[tuple[int, bytes, int]] = []  # packet_out
@@ -161,9 +187,27 @@ class FakeFastPath:
         return self.stats.get(port_id, port_stats())
 
     def worker_stats(self) -> Sequence[WorkerStats]:
+        perf = PerfStats(bursts=4, sampled_packets=2, stage_cycles={"rx": 60}, verdicts=1, verdict_cycles=9)
         return [
-            WorkerStats(cpu=1, loops=10, busy_loops=5, sleeps=0, busy_cycles=0, packets=0, hits=0, misses=0, parked=2)
+            WorkerStats(1, self.loops, 5, 0, busy_cycles=busy, packets=0, hits=0, misses=0, parked=2, perf=perf)
+            for busy in (self.busy.get(worker, 0) for worker in range(self.n_workers))
         ]
+
+    def worker_asleep(self, worker: int, /) -> bool:
+        return self.asleep
+
+    def suspects(self) -> Sequence[Suspect]:
+        return self.suspected
+
+    def rxqs(self) -> Sequence[Rxq]:
+        return [
+            Rxq(port_id, queue, self.placed.get((port_id, queue), 0), 0, self.cycles.get((port_id, queue), 0))
+            for port_id, config in self.ports.items()
+            for queue in range(config.queues)
+        ]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int, /) -> None:
+        self.placed[port_id, queue] = worker
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

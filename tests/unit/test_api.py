@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.unit.fake_fastpath import FakeFastPath, port_stats
-from vswitch.slowpath.api import SPIN_US, Api, Settings
+from vswitch.slowpath.api import Api, Settings
 from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import check_devargs
@@ -113,6 +113,8 @@ async def test_port_life(bench: Bench) -> None:
         ("port.set", {"name": "a", "values": []}, -32602, "must be an object"),
         ("switch.set", {"values": {"mac_age": 0}}, -32602, "mac_age: '0' is not a number from 1"),
         ("switch.set", {"values": {"idle_sleep": 1.5}}, -32602, "idle_sleep"),
+        ("switch.set", {"values": {"idle_spin": -1}}, -32602, "idle_spin"),
+        ("switch.set", {"values": {"auto_lb": "perhaps"}}, -32602, "'perhaps' is neither true nor false"),
         ("switch.set", {"values": {"log_level": "loud"}}, -32602, "none of debug"),
         ("switch.set", {"values": {"speed": 1}}, -32602, "unknown key 'speed'"),
         ("switch.set", {}, -32602, "must be an object"),
@@ -129,11 +131,19 @@ async def test_refused(bench: Bench, method: str, params: dict[str, Any], code: 
 
 
 async def test_settings(bench: Bench) -> None:
-    assert bench.fake.idle == (SPIN_US, 100)
-    values = {"mac_age": "60", "flow_idle": 5, "idle_sleep": "0", "log_level": "warning"}
-    changed = {"mac_age": 60.0, "flow_idle": 5.0, "idle_sleep": 0, "log_level": "warning"}
+    assert bench.fake.idle == (50, 100)
+    values = {
+        "mac_age": "60",
+        "flow_idle": 5,
+        "idle_spin": 20,
+        "idle_sleep": "0",
+        "auto_lb": "false",
+        "log_level": "warning",
+    }
+    changed = values | {"mac_age": 60.0, "flow_idle": 5.0, "idle_sleep": 0, "auto_lb": False}
     assert await bench.call("switch.set", values=values) == changed == await bench.call("switch.get")
-    assert (bench.core.mac_age, bench.core.flow_idle, bench.fake.idle) == (60.0, 5.0, (SPIN_US, 0))
+    assert (bench.core.mac_age, bench.core.flow_idle, bench.fake.idle) == (60.0, 5.0, (20, 0))
+    assert not bench.switch.workers.auto_lb
     assert (await bench.error("switch.set", values={"flow_idle": 7, "mac_age": 0}))[0] == -32602
     assert await bench.call("switch.get") == changed
 
@@ -169,10 +179,15 @@ async def test_flows_and_addresses(bench: Bench) -> None:
 
 async def test_stats(bench: Bench) -> None:
     await bench.add("a", "b")
-    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}), 2: port_stats(0, 2)}
+    bench.fake.stats = {1: port_stats(10, 0, 0, {"vlan": 8}, {"avail-jump": 1}), 2: port_stats(0, 2)}
     stats = await bench.call("stats")
+    assert stats["ports"]["a"]["faults"] == {"avail-jump": 1}
+    assert stats["workers"][0]["perf"]["stage_cycles"] == {"rx": 60}
+    assert stats["tsc_hz"] == bench.fake.tsc_hz
     assert stats["ports"]["a"]["drops"] == {"vlan": 8}
-    assert stats["ports"]["b"]["queues"] == [{"rx_packets": 0, "rx_bytes": 0, "tx_packets": 0, "tx_bytes": 0}]
+    counted = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "tx_full", "rx_cycles")
+    assert stats["ports"]["b"]["queues"] == [dict.fromkeys(counted, 0)]
+    assert stats["warnings"] == []
     assert stats["workers"][0]["busy_pct"] == 50.0
     assert stats["totals"]["dropped"] == {"vlan": 8}
     assert list((await bench.call("stats", port="b"))["ports"]) == ["b"]

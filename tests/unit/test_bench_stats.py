@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' arithmetic: cost of a packet, contamination, ratios."""
+"""The benchmarks' arithmetic: cost of a packet, contamination, ratios, latencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from tests.bench.measure import Case
 from tests.bench.stats import (
     PATIENCE,
     Core,
@@ -18,9 +17,11 @@ from tests.bench.stats import (
     Spread,
     enough,
     figure,
-    ratios,
+    others_between,
+    percentile,
+    ratio,
+    time_to_rate,
 )
-from tests.bench.switch import CASES, MANY, NORMAL, NORMAL_CACHES, SMALL, forwarding_ratios
 
 TSC_HZ = 2e9
 SECOND = 1_000_000_000
@@ -131,14 +132,20 @@ def test_nothing_came_out() -> None:
         figure(series({"packets": 0}), 1, TSC_HZ, None)
 
 
-def test_ratios_are_within_rounds() -> None:
-    assert ratios([300, 400, 100], [100, 200, 100]) == Spread(median=2.0, minimum=1.0, maximum=3.0)
-    with pytest.raises(ValueError, match="shorter"):
-        ratios([1, 2], [1])
+def test_cost_is_that_of_all_the_switchs_cores() -> None:
+    assert figure(series({"packets": 10_000_000}), 1, TSC_HZ, None, cores=2).cycles == pytest.approx(400)
 
 
-def cost(cycles: float) -> Figure:
-    return Figure(
+def test_several_cpus_count_as_their_mean() -> None:
+    assert Core.mean([Core(10, 4), Core(20, 0)]) == Core(15, 2)
+
+
+def test_idle_times_that_go_back_are_no_more_than_the_whole_core() -> None:
+    assert others_between(Core(0, 500), Core(0, 400), 100) == 1
+
+
+def cost(cycles: float, **changes: object) -> Figure:
+    base = Figure(
         mpps=1.0,
         cycles=cycles,
         own_cycles=None,
@@ -149,24 +156,53 @@ def cost(cycles: float) -> Figure:
         slices=1,
         slices_used=1,
     )
+    return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_ratios_of_a_run() -> None:
-    names = ("ovs-flows", NORMAL, "testpmd-io", "ffswitch")
-    costs: dict[tuple[str, Case], list[float]] = {
-        (name, case): [100.0 * i] * 3 for case in CASES for i, name in enumerate(names, start=1)
-    }
-    costs["ffswitch", SMALL] = [50.0, 100.0, 200.0]
-    for i, name in enumerate(NORMAL_CACHES):
-        for case in MANY.values():
-            costs[name, case] = [500.0] * 3
-            # One quick round does not make a cache setting the best one.
-            costs[name, MANY["10k"]] = [1.0, 160.0, 160.0] if i == 1 else [1.0, 500.0, 500.0]
-    found = forwarding_ratios({key: [cost(c) for c in values] for key, values in costs.items()})
-    assert found["vs_ovs_normal_64"] == Spread(2.0, 1.0, 4.0)
-    assert found["vs_ovs_flows_64"] == Spread(1.0, 0.5, 2.0)
-    assert found["vs_io_64"] == Spread(3.0, 1.5, 6.0)
-    assert found["vs_io_1500"] == Spread(0.75, 0.75, 0.75)
-    assert found["flows_10k"] == Spread(0.25, 0.125, 0.5)
-    assert found["vs_ovs_1k"] == Spread(0.5, 0.5, 0.5)
-    assert found["vs_ovs_10k"] == Spread(160 / 400, 1 / 400, 160 / 400)
+def test_ratios_are_within_rounds() -> None:
+    found = ratio([cost(300), cost(400), cost(100)], [cost(100), cost(200), cost(100)])
+    assert found.spread == Spread(median=2.0, minimum=1.0, maximum=3.0)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([cost(1), cost(2)], [cost(1)])
+
+
+def test_a_ratio_compares_counts_of_the_same_kind() -> None:
+    limited = cost(400, own_cycles=90.0, switch_limited=False)
+    saturated = cost(200, own_cycles=180.0)
+    assert ratio([saturated], [limited]).spread.median == pytest.approx(2)
+    assert ratio([limited], [saturated]).spread.median == pytest.approx(0.5)
+    # A switch that keeps no count leaves no choice.
+    assert ratio([limited], [cost(200)]).spread.median == pytest.approx(90 / 200)
+
+
+def test_a_ratio_knows_its_worst_disturbance() -> None:
+    quiet, loud = cost(1), cost(1, others_generator=0.2, others_switch=0.1)
+    assert ratio([quiet, loud], [quiet, quiet]).others == pytest.approx(0.2)
+    assert ratio([quiet, quiet], [quiet, loud]).others == pytest.approx(0.2)
+
+
+def test_percentile_is_one_of_the_values() -> None:
+    values = [float(n) for n in range(100, 0, -1)]
+    assert percentile(values, 0.99) == 99
+    assert percentile(values, 0.5) == 50
+    assert percentile(values, 1.0) == 100
+    assert percentile([7.0], 0.99) == 7
+
+
+def totals(rates: list[int]) -> list[int]:
+    return [sum(rates[: end + 1]) for end in range(len(rates))]
+
+
+def test_time_to_full_rate_is_the_end_of_the_first_window_that_has_it() -> None:
+    # 90 % of 10 is reached by the window of two bins that ends with the sixth.
+    assert time_to_rate(totals([0, 0, 4, 8, 8, 10, 10, 10, 10, 10, 10, 10]), 0.5, 0.9, 2) == pytest.approx(3.0)
+    assert time_to_rate(totals([10] * 8), 0.5, 0.9, 1) == pytest.approx(0.5)
+
+
+def test_a_burst_in_one_bin_is_not_the_full_rate() -> None:
+    assert time_to_rate(totals([10, 0, 0, 0, 10, 10, 10, 10, 10, 10]), 1.0, 0.9, 4) == pytest.approx(8.0)
+
+
+def test_a_switch_that_does_not_come_back_has_no_full_rate() -> None:
+    with pytest.raises(ValueError, match="no packet"):
+        time_to_rate([5, 5, 5, 5], 0.5, 0.9, 1)

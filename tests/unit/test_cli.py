@@ -271,6 +271,13 @@ def test_list_ports_says_why_a_port_is_down(run: Run, daemon: Daemon) -> None:
     assert header.index("STATE") == web.index("ready") == db.index("lost")
 
 
+def test_list_ports_says_what_is_wrong_with_a_ready_port(run: Run, daemon: Daemon) -> None:
+    daemon(port_list=[port("web0"), port("db0", warnings=["receive queue 0 is stuck", "so is 1"])])
+    _, web, db = run("list-ports")[1].splitlines()
+    assert db.endswith("receive queue 0 is stuck; so is 1")
+    assert "stuck" not in web
+
+
 def test_list_ports_without_ports(run: Run, daemon: Daemon) -> None:
     daemon(port_list=[])
     assert run("list-ports") == (0, "no ports yet: 'ffswitch add-port NAME' adds one\n", "")
@@ -398,13 +405,14 @@ def test_fdb(run: Run, daemon: Daemon) -> None:
 
 def counters(**changes: object) -> dict[str, Any]:
     zero = dict.fromkeys(("rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "replicated", "upcalls"), 0)
-    return {**zero, "drops": {}, "queues": [], "workers": [], **changes}
+    return {**zero, "drops": {}, "faults": {}, "queues": [], "workers": [], **changes}
 
 
 def test_stats(run: Run, daemon: Daemon) -> None:
     found = {
         "ports": {"web0": counters(rx_packets=7, drops={"vlan": 1, "policy": 3}, queues=[{"rx_packets": 7}])},
         "workers": [{"cpu": 1, "busy_pct": 12.34, "loops": 9}],
+        "warnings": ["port web0: it is stuck"],
         "totals": {
             "received": 7,
             "replicated": 0,
@@ -428,6 +436,10 @@ def test_stats(run: Run, daemon: Daemon) -> None:
     found["totals"] = {**found["totals"], "balanced": False}  # type: ignore[dict-item]
     assert "counted while packets moved" in run("stats")[1]
     assert "QUEUE" in run("stats", "web0")[1]
+    assert "warning: port web0: it is stuck\n" in out
+    assert "QUEUES STOPPED" not in out
+    found["ports"]["web0"]["faults"] = {"avail-jump": 2}  # type: ignore[index]
+    assert "avail-jump 2" in run("stats")[1]
 
 
 def test_top_prints_rates(run: Run, daemon: Daemon) -> None:

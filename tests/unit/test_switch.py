@@ -29,6 +29,7 @@ from vswitch.slowpath.types import (
     Key,
     Notice,
     PortState,
+    Suspect,
     Upcall,
 )
 
@@ -369,6 +370,29 @@ async def test_sweep_of_many_flows_lets_others_work(bench: Bench, monkeypatch: p
     task.cancel()
     assert turns >= 9
     assert not bench.fake.flows
+
+
+async def test_wedged_queues_and_workers_are_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    port = bench.add("a")
+    bench.up(port)
+    entry = bench.switch.port("a")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    for refused in range(1, 12):
+        bench.fake.suspected = [Suspect(port, 0, False, False, 7, refused)]
+        bench.now += 1
+        await bench.switch.sweep()
+    (queue,), (worker,) = bench.switch.port_warnings(entry), bench.switch.worker_warnings()
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", worker),
+        ("WARNING", f"port a: {queue}"),
+    ]
+    caplog.clear()
+    bench.fake.suspected, bench.fake.asleep = [], True
+    await bench.switch.sweep()
+    assert caplog.messages == [f"port a: over: {queue}", f"over: {worker}"]
+    assert not bench.switch.port_warnings(entry)
+    assert not bench.switch.worker_warnings()
 
 
 # ---- restart -----------------------------------------------------------------------

@@ -24,6 +24,7 @@ _MODULES = {
     "flows": ("dump-flows", "fdb"),
     "overlay": ("status", "explain"),
     "stats": ("stats",),
+    "workers": ("rebalance",),
     "top": ("top",),
     "trace": ("trace",),
     "capture": ("capture",),

@@ -29,7 +29,17 @@ from vswitch.cli.render import (
 Port = Mapping[str, Any]
 
 CONTAINER_FORMS = ("eal", "docker", "podman", "k8s")
-_NUMBERS = ("mtu", "tag", "native_vlan", "mac_quota", "upcall_budget", "mac_age", "flow_idle", "idle_sleep")
+_NUMBERS = (
+    "mtu",
+    "tag",
+    "native_vlan",
+    "mac_quota",
+    "upcall_budget",
+    "mac_age",
+    "flow_idle",
+    "idle_spin",
+    "idle_sleep",
+)
 
 
 def complete_port(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -182,7 +192,7 @@ def vlan_text(port: Port) -> str:
 
 
 def _why(port: Port) -> str:
-    words = [] if port["state"] == "ready" else [str(port.get("reason") or "")]
+    words = list(port.get("warnings", ())) if port["state"] == "ready" else [str(port.get("reason") or "")]
     placement = port.get("endpoint")
     if placement is not None and placement["state"] != "placed":
         words.append(placement["reason"])
@@ -193,7 +203,7 @@ def _why(port: Port) -> str:
 @output_option()
 @click.pass_obj
 def list_ports(run_dir: Path, output: str) -> None:
-    """List the ports, their states, and why one is down."""
+    """List the ports, their states, and why one is down or stuck."""
     with Client(run_dir) as client:
         ports = client.call("port.list")
     if output == "json":
@@ -334,10 +344,12 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
     \b
     ffswitch set web0 tag=10
     ffswitch set web0 trunks=10,20-29 native_vlan=10 mtu=9000
+    ffswitch set web0 rxq-affinity=0:1,1:0
     ffswitch set --switch mac_age=60
 
     Keys of a port: mac ips network trust_domain labels mtu tag trunks native_vlan mirror mac_quota
-    upcall_budget uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_sleep log_level.
+    upcall_budget rxq_affinity uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_spin
+    idle_sleep auto_lb log_level.
     "KEY=" empties a text or a list.
     """
     name, pairs = _split_target(switch, words)

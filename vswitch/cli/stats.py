@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import click
 
 from vswitch.cli.client import Client
+from vswitch.cli.perf import perf_between, print_perf, to_json
 from vswitch.cli.ports import complete_port
 from vswitch.cli.render import output_option, print_json, print_table
+from vswitch.cli.workers import print_workers
 
 
 def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = str) -> str:
@@ -22,16 +25,44 @@ def drop_text(drops: Mapping[str, float], number_text: Callable[[float], str] = 
 
 @click.command()
 @click.argument("port", required=False, shell_complete=complete_port)
+@click.option("--perf", is_flag=True, help="Where the workers' cycles go.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1, max=3600),
+    metavar="SECS",
+    help="With --perf: measure for so long.  [default: 1]",
+)
+@click.option("--workers", is_flag=True, help="Which worker polls which receive queue, and how busy each is.")
 @output_option()
 @click.pass_obj
-def stats(run_dir: Path, port: str | None, output: str) -> None:
-    """Count packets: per port, and with PORT per queue and worker."""
+def stats(  # noqa: PLR0917 (click passes them by name)
+    run_dir: Path, port: str | None, perf: bool, interval: float | None, workers: bool, output: str
+) -> None:
+    """Count packets: per port, and with PORT per queue and worker.
+
+    With --perf, measure each worker for a while instead. Loads, with --workers, are shares of a worker's time over the
+    last ten seconds.
+    """
+    if port and (perf or workers):
+        raise click.UsageError("--perf and --workers are about workers, not about a port: leave PORT out")
+    if perf and workers:
+        raise click.UsageError("--perf or --workers, not both")
+    if interval and not perf:
+        raise click.UsageError("--interval goes with --perf")
+    if workers:
+        print_workers(run_dir, output)
+        return
     with Client(run_dir) as client:
+        if perf:
+            _measure(client, interval or 1.0, output)
+            return
         found = client.call("stats", {"port": port} if port else None)
     if output == "json":
         print_json(found)
         return
     _print_ports(found["ports"])
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}")
     if port:
         for title in ("queues", "workers"):
             for counters in found["ports"].values():
@@ -39,6 +70,16 @@ def stats(run_dir: Path, port: str | None, output: str) -> None:
         return
     _print_records("worker", found["workers"])
     _print_totals(found["totals"])
+
+
+def _measure(client: Client, seconds: float, output: str) -> None:
+    before = client.call("stats")
+    time.sleep(seconds)
+    workers = perf_between(before, client.call("stats"))
+    if output == "json":
+        print_json(to_json(workers))
+    else:
+        print_perf(workers)
 
 
 def _print_ports(ports: Mapping[str, Any]) -> None:
@@ -51,6 +92,7 @@ def _print_ports(ports: Mapping[str, Any]) -> None:
             ),
             str(sum(counters["drops"].values())),
             drop_text(counters["drops"]),
+            drop_text(counters["faults"]),
         ]
         for name, counters in ports.items()
     ]
@@ -64,7 +106,10 @@ def _print_ports(ports: Mapping[str, Any]) -> None:
         ">UPCALLS",
         ">DROPPED",
         "DROP REASONS",
+        "QUEUES STOPPED",
     ]
+    if not any(row[-1] for row in rows):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
     print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one")
 
 

@@ -121,7 +121,7 @@ static void execute_list(struct ff_worker *w, struct ff_frame *frame, const stru
             frame->remote = a->arg;
             break;
         case FF_ACT_CHECK_LEN:
-            if (likely(frame->len <= a->arg))
+            if (likely(frame->len <= a->arg) || ff_offload_unit(frame) <= a->arg)
                 break;
             ff_upcall_raise(w, frame, key, queue);
             return;

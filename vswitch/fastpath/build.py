@@ -16,6 +16,7 @@ from pathlib import Path
 from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
+C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 
@@ -50,9 +51,8 @@ def make() -> FFI:
     check_version(pkg_config("--modversion")[0])
     # DPDK's headers are not ours to warn about
     cflags = [flag.replace("-I", "-isystem", 1) for flag in pkg_config("--cflags") if not flag.startswith("-march")]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
     # AVX-512 lowers the clock of many CPUs, and our copies are too short to gain from it
-    flags += ["-march=native", "-mno-avx512f", "-DNDEBUG"]
+    flags = [*C_FLAGS, "-march=native", "-mno-avx512f"]
     link = pkg_config("--libs")
     if os.environ.get("FFSWITCH_SANITIZE"):
         flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

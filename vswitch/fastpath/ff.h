@@ -76,7 +76,7 @@ struct ff_key {
  *   sum(rx_packets) + sum(replicated) + sum(injected) + sum(encapsulated) ==
  *       sum(tx_packets) + sum(drop[]) + sum(decapsulated) + parked
  *
- * Keep ff_drop_names in drop.c in the same order.
+ * Keep ff_drop_names in names.c in the same order.
  */
 enum ff_drop {
     FF_DROP_NONE = 0,
@@ -91,6 +91,8 @@ enum ff_drop {
     FF_DROP_MALFORMED_TCP,
     FF_DROP_MALFORMED_UDP,
     FF_DROP_MALFORMED_ICMP,
+    FF_DROP_BAD_OFFLOAD, /* it asks for what its headers, or the output port's device, do not allow
+                          */
     /* a flow's or a verdict's decision, counted on the receiving port */
     FF_DROP_POLICY,       /* a drop action with no better reason */
     FF_DROP_VLAN,         /* the receiving port is no member of the VLAN */
@@ -128,14 +130,14 @@ const char *ff_drop_name(unsigned int reason);
 
 /*
  * What a front-end did that stops a queue: it recovers when the front-end
- * reconnects. Keep ff_fault_names in drop.c in the same order.
+ * reconnects. Keep ff_fault_names in names.c in the same order.
  */
 enum ff_fault {
     FF_FAULT_NONE = 0,
     FF_FAULT_AVAIL_JUMP, /* more made available than the ring holds */
-    FF_FAULT_INDEX,      /* a descriptor index beyond the table */
+    FF_FAULT_INDEX,      /* a descriptor index, or a position, beyond the table */
     FF_FAULT_CHAIN,      /* a chain that loops, or is too long */
-    FF_FAULT_ADDRESS,    /* a buffer outside the shared memory */
+    FF_FAULT_ADDRESS,    /* a buffer or ring outside the shared memory */
     FF_FAULT_DIRECTION,  /* a buffer of the wrong direction */
     FF_FAULT_INDIRECT,   /* a bad indirect table */
     FF_FAULT_SHORT,      /* a chain without room for the virtio-net header */
@@ -257,11 +259,15 @@ int ff_event_drain(struct ff_event *events, int n);
 struct ff_queue_stats {
     uint64_t rx_packets, rx_bytes;
     uint64_t tx_packets, tx_bytes;
+    uint64_t tx_full;   /* frames dropped as FF_DROP_RING_FULL */
+    uint64_t rx_cycles; /* TSC cycles spent on what was received here */
 };
 /* One writer, the worker; read with plain 64-bit loads at any time. */
 struct ff_port_stats {
     struct ff_queue_stats queue[FF_MAX_QUEUES];
-    uint64_t replicated;   /* copies made beyond the first, of packets received here */
+    /* copies beyond the first, of packets received here; and segments beyond the first, of
+     * frames that had to be cut for this port */
+    uint64_t replicated;
     uint64_t injected;     /* frames of ff_packet_out */
     uint64_t encapsulated; /* uplink: frames of vxlan ports, packed to be sent here */
     uint64_t
@@ -270,18 +276,90 @@ struct ff_port_stats {
     uint64_t drop[FF_DROP_MAX];
     uint64_t fault[FF_FAULT_MAX]; /* queues stopped, by what their front-end did */
 };
+/*
+ * Where a worker's cycles go, in the order of a packet's way. Measured on one
+ * burst in FF_SAMPLE_EVERY, so that it costs less than 1 %. What a loop does
+ * besides (looks at empty queues, verdicts) is busy_cycles less all of these.
+ * Keep ff_stage_names in names.c in the same order.
+ */
+#define FF_SAMPLE_EVERY 127
+enum ff_stage {
+    FF_STAGE_RX = 0,  /* descriptors read, headers copied */
+    FF_STAGE_PARSE,   /* checked, the key made */
+    FF_STAGE_LOOKUP,  /* in the flow table */
+    FF_STAGE_ACTIONS, /* done; frames gathered by output port */
+    FF_STAGE_UPCALL,  /* misses parked */
+    FF_STAGE_TX,      /* payloads copied, descriptors given to the receivers */
+    FF_STAGE_RX_DONE, /* descriptors given back to the sender */
+    FF_STAGE_MAX
+};
+
+/* The stage's name as people see it, "rx-done"; never NULL. Any thread. */
+const char *ff_stage_name(unsigned int stage);
+
 struct ff_worker_stats {
-    uint64_t loops, busy_loops, sleeps;
+    uint64_t loops, busy_loops;
+    uint64_t sleeps;      /* counted before each */
     uint64_t busy_cycles; /* TSC cycles of loops that moved packets */
     uint64_t packets;     /* received */
     uint64_t hits, misses;
     uint64_t parked; /* packets waiting for a verdict now */
-    int cpu;         /* the CPU that it is pinned to, -1 when several */
+    uint64_t bursts; /* looks at a queue that found packets */
+    uint64_t sampled_packets;
+    uint64_t stage_cycles[FF_STAGE_MAX]; /* TSC cycles of the sampled bursts */
+    uint64_t verdicts, verdict_cycles;   /* TSC cycles from each upcall to its verdict */
+    int cpu;                             /* the CPU that it is pinned to, -1 when several */
 };
 /* Array of FF_MAX_PORTS, indexed by port id; lives until ff_stop. */
 const struct ff_port_stats *ff_port_stats(unsigned int worker);
 const struct ff_worker_stats *ff_worker_stats(unsigned int worker);
 uint64_t ff_tsc_hz(void);
+
+/* 1 while the worker sleeps, and makes no loops; else 0. */
+int ff_worker_asleep(unsigned int worker);
+
+/*
+ * A queue of a ready port that may be wedged. Whose receive and transmit: the
+ * front-end's. What is said is what was seen; it takes a second look some time
+ * later to tell whether anything moves.
+ */
+struct ff_suspect {
+    uint16_t port_id;
+    uint16_t queue;
+    uint8_t receive_unstarted;  /* the front-end enabled the vring, but has not set it up */
+    uint8_t transmit_unstarted; /* the same of its transmit queue */
+    uint64_t accepted;          /* frames that its receive queue took */
+    uint64_t refused;           /* and those it had no room for */
+};
+/*
+ * Queues of which refused or an unstarted is not 0, ordered by port and queue;
+ * at most n. Returns how many.
+ */
+int ff_suspects(struct ff_suspect *suspects, int n);
+/* ---- workers ------------------------------------------------------------ */
+
+/*
+ * One receive queue. A new port's queues go to the workers that have the
+ * fewest; ff_rxq_move changes that.
+ */
+struct ff_rxq {
+    uint16_t port_id;
+    uint16_t queue;
+    uint16_t worker;
+    uint64_t packets;
+    uint64_t cycles; /* as in struct ff_queue_stats, of all workers that ever polled it */
+};
+/* The first n receive queues of all ports, by port and queue; returns how many there are. */
+int ff_rxq_list(struct ff_rxq *rxqs, int n);
+
+/*
+ * Gives a receive queue to another worker. Returns at once: the new worker
+ * begins when the old one has let go of the queue and has no packet of it
+ * parked any more, so packets of one queue never overtake each other. Until
+ * then what arrives waits in the queue. -ENOENT: no such queue; -EINVAL: no
+ * such worker.
+ */
+int ff_rxq_move(uint16_t port_id, uint16_t queue, uint16_t worker);
 
 /* ---- flows ------------------------------------------------------------- */
 
@@ -433,8 +511,10 @@ int ff_tap_drain(struct ff_tap_rec *recs, int n, uint8_t *buf, size_t buf_len, u
 /* ---- idle --------------------------------------------------------------- */
 
 /*
- * A worker that found nothing for spin_us sleeps for growing times up to
- * sleep_us between looks; sleep_us 0: never sleeps.
+ * A worker that found nothing for spin_us sleeps until a queue of its own or a
+ * call of the control thread wakes it. While it polls a queue that cannot wake
+ * it (of a driver without receive interrupts), it sleeps for growing times up
+ * to sleep_us between looks. sleep_us 0: never sleeps.
  */
 void ff_idle_set(uint32_t spin_us, uint32_t sleep_us);
 

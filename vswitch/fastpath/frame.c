@@ -56,10 +56,11 @@ fail:
 }
 
 static void become(struct ff_frame *f, struct rte_mbuf *m) {
-    uint16_t steer = f->steer;
+    const struct ff_frame was = *f;
 
     ff_frame_from_mbuf(f, m);
-    f->steer = steer;
+    f->steer = was.steer;
+    f->offload = was.offload;
 }
 
 int ff_frame_keep(struct ff_frame *f, struct rte_mempool *pool) {
@@ -91,4 +92,39 @@ int ff_frame_unshare(struct ff_frame *f, struct ff_arena *arena, struct rte_memp
     ff_frame_free(f);
     become(f, m);
     return 0;
+}
+
+void ff_reader_start(struct ff_reader *r, const struct ff_frame *f) {
+    *r = (struct ff_reader){.f = f, .p = f->head, .here = f->head_len};
+    if (ff_frame_is_mbuf(f))
+        r->m = f->buf->next;
+}
+
+struct ff_seg ff_reader_take(struct ff_reader *r, uint32_t max) {
+    struct ff_seg s;
+
+    while (r->here == 0) {
+        if (ff_frame_is_mbuf(r->f)) {
+            r->p = rte_pktmbuf_mtod(r->m, const uint8_t *);
+            r->here = r->m->data_len;
+            r->m = r->m->next;
+        } else {
+            r->p = r->f->seg[r->next].p;
+            r->here = r->f->seg[r->next++].len;
+        }
+    }
+    s = (struct ff_seg){r->p, RTE_MIN(max, r->here)};
+    r->p += s.len;
+    r->here -= s.len;
+    return s;
+}
+
+void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len) {
+    while (len > 0) {
+        struct ff_seg s = ff_reader_take(r, len);
+
+        memcpy(dst, s.p, s.len);
+        dst += s.len;
+        len -= s.len;
+    }
 }

@@ -12,12 +12,14 @@
 #ifndef FF_FRAME_H
 #define FF_FRAME_H
 
+#include <assert.h>
 #include <string.h>
 
 #include <rte_byteorder.h>
 #include <rte_mbuf.h>
 
 #include "ff.h"
+#include "offload.h"
 
 #define FF_ETH_HLEN 14u
 #define FF_VLAN_HLEN 4u
@@ -28,6 +30,8 @@
 #define FF_HEAD_COPY 128u /* bytes of a frame that become its private head */
 #define FF_SPARE_HEADS 64u
 #define FF_ARENA_SEGS 2048u
+#define FF_CHAIN_MAX 1024u  /* buffers for a frame: 64 KB are 33 of 2 KB */
+#define FF_GSO_HEADERS 256u /* bytes, of a frame that is to be segmented or completed */
 
 /* A piece of a frame in a sender's memory, checked to be mapped. */
 struct ff_seg {
@@ -46,14 +50,25 @@ struct ff_frame {
     uint16_t n_segs;
     uint16_t steer;  /* hash of the flow's addresses, for choosing a transmit queue */
     uint16_t remote; /* tunnel end, for an output to a vxlan port */
+    struct ff_offload offload;
 };
 #define FF_FRAME_MBUF UINT16_MAX
+static_assert(sizeof(struct ff_frame) <= 40, "a burst of them stays in the first-level cache");
 
 /* A worker's memory for the heads and pieces of one burst from a vring. */
 struct ff_arena {
     uint8_t head[FF_BURST + FF_SPARE_HEADS][FF_HEAD_ROOM + FF_HEAD_COPY];
     struct ff_seg seg[FF_ARENA_SEGS];
     unsigned int n_heads, n_segs;
+} __rte_cache_aligned;
+
+/* A worker's memory for what gso.c sends at a time. */
+struct ff_gso {
+    uint8_t head[FF_BURST][FF_GSO_HEADERS];
+    struct ff_seg seg[FF_ARENA_SEGS];
+    struct ff_frame frames[FF_BURST];
+    struct rte_mbuf *done[FF_BURST]; /* of frames that have been cut, freed after that */
+    unsigned int n, n_segs, n_done;
 } __rte_cache_aligned;
 
 static inline bool ff_frame_is_mbuf(const struct ff_frame *f) {
@@ -67,6 +82,7 @@ static inline void ff_frame_from_mbuf(struct ff_frame *f, struct rte_mbuf *m) {
     f->head_len = m->data_len;
     f->n_segs = FF_FRAME_MBUF;
     f->steer = 0;
+    f->offload = (struct ff_offload){0};
 }
 
 static inline void ff_frame_free(struct ff_frame *f) {
@@ -94,6 +110,23 @@ int ff_frame_keep(struct ff_frame *f, struct rte_mempool *pool);
 /* Gives a shared frame a head of its own; -1 (and *f as it was) without memory. */
 int ff_frame_unshare(struct ff_frame *f, struct ff_arena *arena, struct rte_mempool *pool);
 
+/* Reads a frame from its beginning, piece by piece. */
+struct ff_reader {
+    const struct ff_frame *f;
+    const struct rte_mbuf *m;
+    const uint8_t *p;
+    uint32_t here;     /* bytes left at p */
+    unsigned int next; /* piece */
+};
+void ff_reader_start(struct ff_reader *r, const struct ff_frame *f);
+/* The next bytes that lie together, 1 .. max of them; the frame must have max more. */
+struct ff_seg ff_reader_take(struct ff_reader *r, uint32_t max);
+void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len);
+static inline void ff_reader_skip(struct ff_reader *r, uint32_t len) {
+    while (len > 0)
+        len -= ff_reader_take(r, len).len;
+}
+
 /* Puts an outer tag behind the MAC addresses; -1 without headroom. */
 static inline int ff_frame_vlan_push(struct ff_frame *f, uint16_t tpid, uint16_t tci) {
     uint16_t tag[2] = {rte_cpu_to_be_16(tpid), rte_cpu_to_be_16(tci)};
@@ -105,6 +138,7 @@ static inline int ff_frame_vlan_push(struct ff_frame *f, uint16_t tpid, uint16_t
     memcpy(f->head + 12, tag, sizeof(tag));
     f->len += FF_VLAN_HLEN;
     f->head_len += FF_VLAN_HLEN;
+    f->offload.csum_start += FF_VLAN_HLEN;
     return 0;
 }
 
@@ -116,6 +150,7 @@ static inline void ff_frame_vlan_pop(struct ff_frame *f) {
     f->head += FF_VLAN_HLEN;
     f->len -= FF_VLAN_HLEN;
     f->head_len -= FF_VLAN_HLEN;
+    f->offload.csum_start -= FF_VLAN_HLEN;
 }
 
 #endif

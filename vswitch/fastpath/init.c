@@ -40,11 +40,6 @@ int ff_tap_fd(void) {
     return ff.tap_fd;
 }
 
-void ff_idle_set(uint32_t spin_us, uint32_t sleep_us) {
-    atomic_store(&ff.spin_us, spin_us);
-    atomic_store(&ff.sleep_us, sleep_us);
-}
-
 const struct ff_port_stats *ff_port_stats(unsigned int worker) {
     return worker < ff.n_workers ? ff.workers[worker]->port_stats : NULL;
 }
@@ -73,6 +68,7 @@ static int eal_start(const struct ff_conf *conf, char *err) {
 static int worker_new(unsigned int lcore) {
     rte_cpuset_t cpus = rte_lcore_cpuset(lcore);
     struct ff_worker *w = aligned_alloc(64, RTE_ALIGN(sizeof(*w), 64));
+    int rc;
 
     if (w == NULL)
         return -ENOMEM;
@@ -88,7 +84,8 @@ static int worker_new(unsigned int lcore) {
     ff.workers[ff.n_workers++] = w;
     if (w->port_stats == NULL || atomic_load(&w->poll) == NULL)
         return -ENOMEM;
-    return ff_upcall_init(w);
+    rc = ff_idle_init(w);
+    return rc != 0 ? rc : ff_upcall_init(w);
 }
 
 static int memory_start(const struct ff_conf *conf) {
@@ -154,6 +151,7 @@ void ff_stop(void) {
         if (ff_port(id) != NULL)
             (void)ff_port_del(id, err);
     atomic_store(&ff.stop, true);
+    ff_wake_all();
     rte_eal_mp_wait_lcore();
     ff_reclaim(); /* no reader is left: all of it */
     ff_flow_table_fini();
@@ -166,6 +164,7 @@ void ff_stop(void) {
             free(c->actions);
             free(c);
         }
+        ff_idle_fini(w);
         free(atomic_load(&w->poll));
         free(w->parked_flows);
         free(w->parked_pkts);

@@ -37,29 +37,36 @@ static struct ff_sent send_tapped(struct ff_worker *w, struct ff_port *port, uns
     return sent;
 }
 
-static void send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
-                    struct ff_frame *frames, unsigned int n) {
+static unsigned int send_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                            struct ff_frame *frames, unsigned int n) {
     bool tap = atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX;
+    bool shared = port->tx_shared;
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     struct ff_sent sent;
 
-    if (unlikely(port->tx_shared))
+    if (unlikely(shared))
         rte_spinlock_lock(&port->tx_lock[queue]);
     sent = unlikely(tap) ? send_tapped(w, port, queue, frames, n)
                          : port->ops->tx(w, port, queue, frames, n);
-    if (unlikely(port->tx_shared))
+    if (unlikely(shared))
         rte_spinlock_unlock(&port->tx_lock[queue]);
     q->tx_packets += sent.packets;
     q->tx_bytes += sent.bytes;
-    if (unlikely(sent.packets < n))
-        count_drops(w, port->id, FF_DROP_RING_FULL, n - sent.packets - sent.accounted);
+    if (unlikely(sent.packets < n)) {
+        uint32_t full = n - sent.packets - sent.accounted;
+
+        q->tx_full += full;
+        count_drops(w, port->id, FF_DROP_RING_FULL, full);
+    }
+    return sent.packets;
 }
 
 /* Spreads the frames over the port's queues, in order within each. */
-static void send_spread(struct ff_worker *w, struct ff_port *port, unsigned int queues,
-                        struct ff_frame *frames, unsigned int n) {
+static unsigned int send_spread(struct ff_worker *w, struct ff_port *port, unsigned int queues,
+                                struct ff_frame *frames, unsigned int n) {
     struct ff_frame one[FF_BURST];
     uint8_t queue[FF_BURST];
+    unsigned int sent = 0;
     uint32_t used = 0;
 
     for (unsigned int i = 0; i < n; i++) {
@@ -72,18 +79,38 @@ static void send_spread(struct ff_worker *w, struct ff_port *port, unsigned int 
         for (unsigned int i = 0; i < n; i++)
             if (queue[i] == q)
                 one[k++] = frames[i];
-        send_on(w, port, q, one, k);
+        sent += send_on(w, port, q, one, k);
     }
+    return sent;
 }
 
+unsigned int ff_output_send(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                            unsigned int n) {
+    unsigned int queues = port->tx_queues;
+
+    if (likely(queues == 1))
+        return send_on(w, port, 0, frames, n);
+    return send_spread(w, port, queues, frames, n);
+}
+
+/* What comes out of a frame of segmentation offload is no longer than its segments. */
+static inline bool is_oversize(const struct ff_port *port, const struct ff_frame *f) {
+    return unlikely(f->len > port->max_frame) && ff_offload_unit(f) > port->max_frame;
+}
+
+/* *requests: the union of what the frames ask for. */
 static unsigned int drop_oversize(struct ff_worker *w, const struct ff_port *port,
-                                  struct ff_frame *frames, unsigned int n) {
+                                  struct ff_frame *frames, unsigned int n, uint8_t *requests) {
     unsigned int k = 0;
 
+    *requests = 0;
     for (unsigned int i = 0; i < n; i++) {
-        if (unlikely(frames[i].len > port->max_frame))
+        if (unlikely(is_oversize(port, &frames[i]))) {
             ff_drop(w, port->id, FF_DROP_TX_OVERSIZE, &frames[i]);
-        else if (k++ != i)
+            continue;
+        }
+        *requests |= frames[i].offload.what;
+        if (k++ != i)
             frames[k - 1] = frames[i];
     }
     return k;
@@ -91,23 +118,23 @@ static unsigned int drop_oversize(struct ff_worker *w, const struct ff_port *por
 
 static void flush_one(struct ff_worker *w, struct ff_out *out) {
     struct ff_port *port = out->port;
-    unsigned int n = out->n, queues;
+    unsigned int n = out->n;
+    uint8_t requests;
 
     w->out_slot[port->id] = 0;
-    queues = port->tx_queues;
-    if (unlikely(!ff_port_ready(port) || queues == 0)) {
+    if (unlikely(!ff_port_ready(port) || port->tx_queues == 0)) {
         count_drops(w, port->id, FF_DROP_PORT_DOWN, n);
         for (unsigned int i = 0; i < n; i++)
             ff_frame_free(&out->frames[i]);
         return;
     }
-    n = drop_oversize(w, port, out->frames, n);
+    n = drop_oversize(w, port, out->frames, n, &requests);
     if (n == 0)
         return;
-    if (queues == 1)
-        send_on(w, port, 0, out->frames, n);
+    if (unlikely(requests & ~port->offloads))
+        ff_gso_send(w, port, out->frames, n, ff_output_send);
     else
-        send_spread(w, port, queues, out->frames, n);
+        (void)ff_output_send(w, port, out->frames, n);
 }
 
 void ff_output_flush(struct ff_worker *w) {
@@ -137,6 +164,7 @@ void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct f
         w->out_slot[port_id] = (uint8_t)slot;
         w->out[slot - 1].port = port;
         w->out[slot - 1].n = 0;
+        w->out[slot - 1].steered = port->tx_queues > ff.n_workers;
     }
     out = &w->out[slot - 1];
     if (unlikely(out->n == FF_BURST)) { /* copies and verdicts can exceed a burst */

@@ -30,6 +30,7 @@ struct cursor {
     const uint8_t *p;
     uint32_t here;
     uint32_t len;
+    const uint8_t *l4; /* the upper layer's header, once it is found */
 };
 
 static inline uint16_t be16(const uint8_t *p) {
@@ -86,10 +87,21 @@ static int parse_icmp(struct cursor *c, struct ff_key *key) {
     return FF_DROP_NONE;
 }
 
+/* RFC 9260 section 3.1; one without a whole common header has no ports. */
+static int parse_sctp(struct cursor *c, struct ff_key *key) {
+    if (c->len < 12)
+        return FF_DROP_NONE;
+    if (c->here < 12) /* beyond the head: only IPv6 extension headers reach that far */
+        return FF_DROP_MALFORMED_IPV6;
+    memcpy(&key->l4_src, c->p, 4);
+    return FF_DROP_NONE;
+}
+
 /* super: the IP length was 0, the frame is one of segmentation offload. */
 static inline int parse_l4(struct cursor *c, struct ff_key *key, int super) {
     if (key->ip_frag & FF_FRAG_LATER)
         return FF_DROP_NONE;
+    c->l4 = c->p;
     switch (key->ip_proto) {
     case IPPROTO_TCP:
         return parse_tcp(c, key);
@@ -99,9 +111,7 @@ static inline int parse_l4(struct cursor *c, struct ff_key *key, int super) {
     case IPPROTO_ICMPV6:
         return parse_icmp(c, key);
     case IPPROTO_SCTP:
-        if (c->here >= 12)
-            memcpy(&key->l4_src, c->p, 4);
-        return FF_DROP_NONE;
+        return parse_sctp(c, key);
     default:
         return FF_DROP_NONE;
     }
@@ -208,11 +218,14 @@ static int parse_ipv6_ext(struct cursor *c, struct ff_key *key, uint8_t next) {
 static int parse_ipv6(struct cursor *c, struct ff_key *key) {
     uint32_t payload;
     uint8_t next;
-    int rc;
+    int rc, super;
 
     if (c->here < 40 || c->p[0] >> 4 != 6)
         return FF_DROP_MALFORMED_IPV6;
     payload = be16(c->p + 4);
+    super = payload == 0;
+    if (super)
+        payload = c->len - 40;
     if (payload > c->len - 40)
         return FF_DROP_MALFORMED_IPV6;
     key->ip_tos = (uint8_t)((c->p[0] << 4) | (c->p[1] >> 4));
@@ -222,7 +235,7 @@ static int parse_ipv6(struct cursor *c, struct ff_key *key) {
     trim(c, 40 + payload);
     advance(c, 40);
     rc = parse_ipv6_ext(c, key, next);
-    return rc ? rc : parse_l4(c, key, 0);
+    return rc ? rc : parse_l4(c, key, super);
 }
 
 static inline int is_tpid(uint16_t type) {
@@ -244,23 +257,22 @@ static int parse_vlan(struct cursor *c, struct ff_key *key, uint16_t *type) {
     return FF_DROP_NONE;
 }
 
-int ff_parse_head(const uint8_t *head, uint32_t head_len, uint32_t frame_len, uint16_t in_port,
-                  struct ff_key *key) {
-    struct cursor c = {head, head_len, frame_len};
+static inline int parse_frame(struct cursor *c, uint16_t in_port, struct ff_key *key) {
+    const uint8_t *head = c->p;
     uint16_t type;
     int rc;
 
     memset(key, 0, sizeof(*key));
-    if (unlikely(head_len < ETH_HLEN))
+    if (unlikely(c->here < ETH_HLEN))
         return FF_DROP_TOO_SHORT;
     if (unlikely(head[6] & 1))
         return FF_DROP_SRC_MULTICAST;
     memcpy(key->eth_dst, head, 12); /* eth_dst and eth_src */
     key->in_port = in_port;
     type = be16(head + 12);
-    advance(&c, ETH_HLEN);
+    advance(c, ETH_HLEN);
     if (is_tpid(type)) {
-        rc = parse_vlan(&c, key, &type);
+        rc = parse_vlan(c, key, &type);
         if (rc)
             return rc;
     }
@@ -269,16 +281,27 @@ int ff_parse_head(const uint8_t *head, uint32_t head_len, uint32_t frame_len, ui
     key->eth_type = rte_cpu_to_be_16(type);
     switch (type) {
     case ETH_IPV4:
-        return parse_ipv4(&c, key);
+        return parse_ipv4(c, key);
     case ETH_IPV6:
-        return parse_ipv6(&c, key);
+        return parse_ipv6(c, key);
     case ETH_ARP:
-        return parse_arp(&c, key);
+        return parse_arp(c, key);
     default:
         return FF_DROP_NONE;
     }
 }
 
+int ff_parse_head(const uint8_t *head, uint32_t head_len, uint32_t frame_len, uint16_t in_port,
+                  struct ff_key *key, uint32_t *l4) {
+    struct cursor c = {head, head_len, frame_len, head};
+    int rc = parse_frame(&c, in_port, key);
+
+    *l4 = (uint32_t)(c.l4 - head);
+    return rc;
+}
+
 int ff_parse(const uint8_t *frame, uint32_t len, uint16_t in_port, struct ff_key *key) {
-    return ff_parse_head(frame, len, len, in_port, key);
+    uint32_t l4;
+
+    return ff_parse_head(frame, len, len, in_port, key, &l4);
 }

@@ -8,9 +8,10 @@
 /*
  * ff_parse for a frame of which only the first head_len of frame_len bytes lie
  * at `head`. Headers must lie within them: a frame whose headers reach beyond
- * is malformed at the layer that does.
+ * is malformed at the layer that does. *l4 is where the upper layer's header
+ * begins, 0 when there is none.
  */
 int ff_parse_head(const uint8_t *head, uint32_t head_len, uint32_t frame_len, uint16_t in_port,
-                  struct ff_key *key);
+                  struct ff_key *key, uint32_t *l4);
 
 #endif

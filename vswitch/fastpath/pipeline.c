@@ -6,14 +6,23 @@
 #include "switch.h"
 
 /* A frame whose headers may go on beyond the private head is parsed again with all of it. */
-static unsigned int parse(struct ff_frame *f, uint16_t in_port, struct ff_key *key) {
-    int drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key);
+static unsigned int parse(struct ff_frame *f, const struct ff_port *port, struct ff_key *key) {
+    uint16_t in_port = port->id;
+    uint32_t l4;
+    int drop;
+
+    /* one to be segmented is judged by its segments, once its headers are known */
+    if (unlikely(f->len > port->max_frame) && !(f->offload.what & (FF_OFF_TSO | FF_OFF_BAD)))
+        return FF_DROP_OVERSIZE;
+    drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key, &l4);
 
     if (unlikely(drop != FF_DROP_NONE && f->head_len < f->len && !ff_frame_is_mbuf(f))) {
         if (ff_frame_keep(f, ff.pool) != 0)
             return FF_DROP_NO_COPY;
-        drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key);
+        drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key, &l4);
     }
+    if (unlikely(f->offload.what != 0) && drop == FF_DROP_NONE)
+        return ff_offload_check(f, key, l4, port->max_frame);
     return (unsigned int)drop;
 }
 
@@ -26,10 +35,8 @@ static unsigned int parse_burst(struct ff_worker *w, struct ff_port *port, bool 
     unsigned int good = 0;
 
     for (unsigned int i = 0; i < n; i++) {
-        unsigned int drop;
+        unsigned int drop = parse(&frames[i], port, &keys[good]);
 
-        drop = unlikely(frames[i].len > port->max_frame) ? FF_DROP_OVERSIZE
-                                                         : parse(&frames[i], port->id, &keys[good]);
         if (unlikely(drop != FF_DROP_NONE)) {
             if (trace)
                 ff_tap_trace(w, port, &frames[i], drop, 0, NULL);
@@ -50,9 +57,11 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
     struct ff_flow *flows[FF_BURST];
 
     n = parse_burst(w, port, trace, frames, keys, n);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_PARSE);
     if (unlikely(n == 0))
         return;
     ff_flow_lookup_burst(keys, n, flows, w->mask_hits);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_LOOKUP);
     for (unsigned int i = 0; i < n; i++) {
         struct ff_flow *flow = flows[i];
         struct ff_actions *actions;
@@ -68,10 +77,12 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
             }
         }
         if (unlikely(flow == NULL)) {
+            ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
             w->stats.misses++;
             if (trace)
                 ff_tap_trace(w, port, &frames[i], 0, 0, NULL);
             ff_upcall_raise(w, &frames[i], &keys[i], queue);
+            ff_sample_stage(&w->sample, &w->stats, FF_STAGE_UPCALL);
             continue;
         }
         w->stats.hits++;
@@ -79,6 +90,8 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
         actions = atomic_load_explicit(&flow->actions, memory_order_acquire);
         if (unlikely(trace))
             ff_tap_trace(w, port, &frames[i], 0, ff_flow_id(flow), actions);
-        ff_execute(w, &frames[i], &keys[i], queue, actions);
+        if (unlikely(!ff_output_only(w, actions->only, &frames[i])))
+            ff_execute(w, &frames[i], &keys[i], queue, actions);
     }
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ports: added and removed at run time, and spread over the workers. */
+/* Ports: added and removed at run time. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -15,51 +15,6 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_vxlan_ops;
     default:
         return NULL;
-    }
-}
-
-/* ---- poll lists ---- */
-
-/* Publishes a worker's poll list without `gone`, and with queue `queue` of `more`. */
-static int poll_change(struct ff_worker *w, const struct ff_port *gone, struct ff_port *more,
-                       uint16_t queue) {
-    struct ff_poll_list *old = atomic_load(&w->poll), *list;
-
-    list = calloc(1, sizeof(*list) + (old->n + 1) * sizeof(list->entry[0]));
-    if (list == NULL)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < old->n; i++)
-        if (old->entry[i].port != gone)
-            list->entry[list->n++] =
-                (struct ff_poll_entry){.port = old->entry[i].port, .queue = old->entry[i].queue};
-    if (more != NULL)
-        list->entry[list->n++] = (struct ff_poll_entry){.port = more, .queue = queue};
-    atomic_store_explicit(&w->poll, list, memory_order_release);
-    ff_retire(old);
-    return 0;
-}
-
-static struct ff_worker *least_loaded(void) {
-    struct ff_worker *best = ff.workers[0];
-
-    for (unsigned int i = 1; i < ff.n_workers; i++)
-        if (atomic_load(&ff.workers[i]->poll)->n < atomic_load(&best->poll)->n)
-            best = ff.workers[i];
-    return best;
-}
-
-static void poll_remove(struct ff_port *port) {
-    for (unsigned int i = 0; i < ff.n_workers; i++) {
-        struct ff_poll_list *list = atomic_load(&ff.workers[i]->poll);
-
-        for (uint32_t k = 0; k < list->n; k++) {
-            if (list->entry[k].port != port)
-                continue;
-            /* a worker must not keep a port that is about to go */
-            while (poll_change(ff.workers[i], port, NULL, 0) != 0)
-                ff_synchronize();
-            break;
-        }
     }
 }
 
@@ -81,7 +36,7 @@ static void stats_retire(uint16_t id) {
 /* ---- the control thread's calls ---- */
 
 static void port_undo(struct ff_port *port) {
-    poll_remove(port);
+    ff_poll_remove(port);
     atomic_store(&ff.ports[port->id], NULL);
     ff_synchronize();
     ff_upcall_purge(port->id);
@@ -118,6 +73,7 @@ int ff_port_add(const struct ff_port_conf *conf, uint16_t *port_id, char *err) {
         .rx_queues = conf->queues,
         .max_frame = conf->mtu + FF_FRAME_OVERHEAD,
         .parked_max = ff.parked_max,
+        .offloads = FF_OFF_FREE,
     };
     snprintf(port->name, sizeof(port->name), "%s", conf->name);
     /* before open: librte_vhost's threads may look it up as soon as it is open */
@@ -130,12 +86,10 @@ int ff_port_add(const struct ff_port_conf *conf, uint16_t *port_id, char *err) {
         free(port);
         return rc;
     }
-    for (uint16_t q = 0; q < port->rx_queues; q++) {
-        rc = poll_change(least_loaded(), NULL, port, q);
-        if (rc != 0) {
-            port_undo(port);
-            return rc;
-        }
+    rc = ff_poll_add(port);
+    if (rc != 0) {
+        port_undo(port);
+        return rc;
     }
     ff_reclaim();
     *port_id = id;

@@ -22,6 +22,7 @@
  * for the burst, like those of a vring, and none of its buffers goes anywhere.
  */
 #define XDP_DRIVER "net_af_xdp"
+#define TAP_DRIVER "net_tap"
 #define XDP_BUFFERS 8191u
 #define XDP_SOCKETS 256u /* in the process */
 #define XDP_TRIES 40u
@@ -30,6 +31,7 @@
 struct pmd_dev {
     uint16_t ethdev;
     bool chains;              /* the driver sends chains of buffers */
+    bool ip_csum;             /* the device makes the IPv4 header checksums of segments */
     struct rte_mempool *pool; /* of its own, or NULL */
     /* DPDK 22.11's net_af_xdp leaves its sockets open, and with them the interface in use */
     int sockets[FF_MAX_QUEUES];
@@ -38,6 +40,7 @@ struct pmd_dev {
         unsigned int n;
         struct rte_mbuf *mbufs[FF_BURST];
     } lent[FF_MAX_QUEUES]; /* out of that pool, until rx_done */
+    struct ff_waker intr[FF_MAX_QUEUES];
 };
 
 static void lend(struct pmd_dev *d, unsigned int queue, struct ff_frame *f, struct rte_mbuf *m) {
@@ -70,20 +73,61 @@ static unsigned int pmd_rx(struct ff_worker *w, struct ff_port *port, unsigned i
     return got;
 }
 
+/*
+ * Leaves the frame's checksum and segmentation to the device. The driver may
+ * change the headers (rte_eth_tx_prepare), so they must be this port's alone.
+ */
+static int request(struct ff_frame *f, bool ip_csum) {
+    if (rte_mbuf_refcnt_read(f->buf) > 1) {
+        struct rte_mbuf *own = ff_frame_copy(f, ff.pool, UINT32_MAX);
+
+        if (own == NULL)
+            return -1;
+        ff_frame_free(f);
+        f->buf = own;
+        f->head = rte_pktmbuf_mtod(own, uint8_t *);
+    }
+    ff_offload_to_mbuf(f->buf, f, ip_csum);
+    return 0;
+}
+
+/* Lets the driver adapt the frames to its device. Frees those that it refuses; how many are left.
+ */
+static unsigned int prepare(const struct pmd_dev *d, unsigned int queue, struct rte_mbuf **mbufs,
+                            uint32_t *len, unsigned int n) {
+    unsigned int k = 0;
+
+    while (k < n) {
+        k += rte_eth_tx_prepare(d->ethdev, (uint16_t)queue, mbufs + k, (uint16_t)(n - k));
+        if (k == n)
+            break;
+        rte_pktmbuf_free(mbufs[k]);
+        n--;
+        memmove(&mbufs[k], &mbufs[k + 1], (n - k) * sizeof(mbufs[0]));
+        memmove(&len[k], &len[k + 1], (n - k) * sizeof(len[0]));
+    }
+    return n;
+}
+
 static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                              struct ff_frame *frames, unsigned int n) {
     const struct pmd_dev *d = port->dev;
     struct rte_mbuf *mbufs[FF_BURST];
     struct ff_sent sent = {0};
     uint32_t len[FF_BURST];
+    bool requests = false;
     unsigned int k = 0;
 
     for (unsigned int i = 0; i < n; i++) {
-        if (unlikely(ff_frame_keep(&frames[i], ff.pool) != 0)) {
-            w->port_stats[port->id].drop[FF_DROP_NO_COPY]++;
+        bool asks = frames[i].offload.what & FF_OFF_CSUM;
+
+        if (unlikely(ff_frame_keep(&frames[i], ff.pool) != 0 ||
+                     (asks && request(&frames[i], d->ip_csum) != 0))) {
+            ff_drop(w, port->id, FF_DROP_NO_COPY, &frames[i]);
             sent.accounted++;
             continue;
         }
+        requests |= asks;
         if (unlikely(frames[i].buf->nb_segs > 1 && !d->chains)) {
             ff_drop(w, port->id, FF_DROP_TX_OVERSIZE, &frames[i]);
             sent.accounted++;
@@ -92,11 +136,38 @@ static struct ff_sent pmd_tx(struct ff_worker *w, struct ff_port *port, unsigned
         len[k] = frames[i].len;
         mbufs[k++] = frames[i].buf;
     }
+    if (unlikely(requests)) {
+        n = prepare(d, queue, mbufs, len, k);
+        w->port_stats[port->id].drop[FF_DROP_BAD_OFFLOAD] += k - n;
+        sent.accounted += k - n;
+        k = n;
+    }
     sent.packets = rte_eth_tx_burst(d->ethdev, (uint16_t)queue, mbufs, (uint16_t)k);
     for (unsigned int i = 0; i < sent.packets; i++)
         sent.bytes += len[i];
     rte_pktmbuf_free_bulk(mbufs + sent.packets, k - sent.packets);
     return sent;
+}
+
+static bool pmd_arm(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    return ff_waker_watch(w, &d->intr[queue]) &&
+           rte_eth_dev_rx_intr_enable(d->ethdev, (uint16_t)queue) == 0;
+}
+
+static void pmd_disarm(struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    if (d->intr[queue].epoll >= 0)
+        (void)rte_eth_dev_rx_intr_disable(d->ethdev, (uint16_t)queue);
+}
+
+static void pmd_leave(struct ff_port *port, unsigned int queue) {
+    struct pmd_dev *d = port->dev;
+
+    pmd_disarm(port, queue);
+    ff_waker_unwatch(&d->intr[queue]);
 }
 
 static bool is_xdp_socket(int fd) {
@@ -148,7 +219,7 @@ static int pool_make(struct pmd_dev *d, const char *driver) {
     static unsigned int made;
     char name[RTE_MEMPOOL_NAMESIZE];
 
-    if (strcmp(driver, XDP_DRIVER) != 0)
+    if (strcmp(driver, XDP_DRIVER) != 0 || d->pool != NULL)
         return 0;
     snprintf(name, sizeof(name), "ff_xdp_%u", made++);
     d->pool =
@@ -156,9 +227,27 @@ static int pool_make(struct pmd_dev *d, const char *driver) {
     return d->pool == NULL ? -ENOMEM : 0;
 }
 
-static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
+/* What is left to the device, of what frames may ask for: its ethdev flags, and port->offloads. */
+static uint64_t tx_offloads(struct ff_port *port, const struct rte_eth_dev_info *info) {
+    const uint64_t csum = RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
+    const uint64_t tso = RTE_ETH_TX_OFFLOAD_TCP_TSO | RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+    const uint64_t ip = info->tx_offload_capa & RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;
+
+    /* it does all of this in software itself, and no TCP over IPv6 */
+    if (strcmp(info->driver_name, TAP_DRIVER) == 0)
+        return 0;
+    if ((info->tx_offload_capa & csum) != csum)
+        return 0;
+    port->offloads |= FF_OFF_CSUM;
+    if ((info->tx_offload_capa & tso) != tso)
+        return csum;
+    port->offloads |= FF_OFF_TSO | FF_OFF_ECN;
+    return csum | tso | ip; /* net_virtio has no such flag: whoever makes its segments sees to it */
+}
+
+static int queues_setup(struct ff_port *port, struct pmd_dev *d, bool interrupts, char *err) {
     struct rte_eth_dev_info info;
-    struct rte_eth_conf conf = {0};
+    struct rte_eth_conf conf = {.intr_conf.rxq = interrupts};
     uint16_t rx_desc = RX_DESC, tx_desc = TX_DESC;
     int before[XDP_SOCKETS], rc;
     unsigned int n_before = xdp_sockets(before, XDP_SOCKETS);
@@ -171,14 +260,20 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     port->rx_queues = RTE_MIN(port->rx_queues, info.max_rx_queues);
     port->tx_queues = (uint16_t)RTE_MIN(RTE_MIN(ff.n_workers, (unsigned int)info.max_tx_queues),
                                         (unsigned int)FF_MAX_QUEUES);
-    port->tx_shared = port->tx_queues < ff.n_workers;
     /* frames of any length are chains of buffers, where the driver can */
     conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
-    conf.txmode.offloads = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+    conf.txmode.offloads =
+        (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) | tx_offloads(port, &info);
     d->chains = conf.txmode.offloads & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+    d->ip_csum = conf.txmode.offloads & RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;
     rc = pool_make(d, info.driver_name);
     if (rc == 0)
         rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    if (rc != 0 && d->pool == NULL && port->tx_queues != port->rx_queues) {
+        port->tx_queues = port->rx_queues; /* net_tap wants as many of each */
+        rc = rte_eth_dev_configure(d->ethdev, port->rx_queues, port->tx_queues, &conf);
+    }
+    port->tx_shared = port->tx_queues < ff.n_workers;
     if (rc == 0)
         rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->ethdev, &rx_desc, &tx_desc);
     for (uint16_t q = 0; q < port->rx_queues && rc == 0; q++)
@@ -194,8 +289,22 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, char *err) {
     return rc;
 }
 
-static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, char *err) {
-    int rc = queues_setup(port, d, err);
+/* Notes which queues have a receive interrupt; the others have to be looked at. */
+static void interrupts_note(const struct ff_port *port, struct pmd_dev *d) {
+    for (uint16_t q = 0; q < FF_MAX_QUEUES; q++)
+        d->intr[q] = FF_NO_WAKER;
+    for (uint16_t q = 0; q < port->rx_queues; q++) {
+        /* first: without it, asking for the descriptor is an error to DPDK */
+        if (rte_eth_dev_rx_intr_enable(d->ethdev, q) != 0)
+            continue;
+        d->intr[q].fd = rte_eth_dev_rx_intr_ctl_q_get_fd(d->ethdev, q);
+        (void)rte_eth_dev_rx_intr_disable(d->ethdev, q);
+    }
+}
+
+static int device_try(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, bool interrupts,
+                      char *err) {
+    int rc = queues_setup(port, d, interrupts, err);
 
     if (rc != 0)
         return rc;
@@ -211,7 +320,15 @@ static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, c
     }
     /* a bridge receives what is for others; drivers without filters refuse, and need not */
     (void)rte_eth_promiscuous_enable(d->ethdev);
+    interrupts_note(port, d);
     return 0;
+}
+
+static int device_start(struct ff_port *port, struct pmd_dev *d, uint32_t mtu, char *err) {
+    /* drivers without receive interrupts ignore the wish, or refuse to start with it */
+    int rc = device_try(port, d, mtu, true, err);
+
+    return rc == 0 || d->pool != NULL ? rc : device_try(port, d, mtu, false, err);
 }
 
 static void device_remove(const struct pmd_dev *d) {
@@ -301,6 +418,8 @@ static void pmd_close(struct ff_port *port) {
 
     atomic_store(&port->ready, false);
     ff_synchronize();
+    for (uint16_t q = 0; q < FF_MAX_QUEUES; q++)
+        ff_waker_unwatch(&d->intr[q]);
     device_remove(d);
     dev_free(d);
 }
@@ -325,5 +444,8 @@ const struct ff_port_ops ff_port_pmd_ops = {
     .rx = pmd_rx,
     .rx_done = pmd_rx_done,
     .tx = pmd_tx,
+    .arm = pmd_arm,
+    .disarm = pmd_disarm,
+    .leave = pmd_leave,
     .info = pmd_info,
 };

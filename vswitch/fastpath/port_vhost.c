@@ -6,10 +6,12 @@
  * positions given to librte_vhost; afterwards they are loaded from there.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/vhost.h>
 #include <linux/virtio_config.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <rte_vhost.h>
 
@@ -24,6 +26,7 @@
 #define VHOST_USER_SET_VRING_KICK 12u
 #define VHOST_USER_SET_VRING_CALL 13u
 #define VHOST_USER_GET_QUEUE_NUM 17u
+#define VHOST_USER_SET_VRING_ENABLE 18u
 
 #define VRINGS (2u * FF_MAX_QUEUES)
 #define PACKED_WRAP 0x8000u /* vhost-user.rst, "A vring state description" */
@@ -37,7 +40,8 @@ struct vhost_dev {
     bool running; /* between new_device and destroy_device; librte_vhost's threads only */
     int vid;
     uint64_t features;
-    uint32_t enabled; /* bit v: the front-end enabled vring v */
+    uint32_t enabled; /* bit v: the front-end enabled vring v, and has set it up */
+    uint32_t asked;   /* bit v: the front-end enabled vring v */
     struct vhost_dev *next;
 };
 
@@ -76,6 +80,30 @@ static void vring_save(const struct vhost_dev *d, unsigned int v) {
     (void)rte_vhost_set_vring_base(d->vid, (uint16_t)v, avail, used);
 }
 
+/*
+ * A descriptor of our own for the eventfd that the front-end kicks, which
+ * shares it: closing librte_vhost's alone would leave it in the worker's epoll
+ * set for ever. What is no eventfd is left alone, as a poll of it may block.
+ */
+static int kick_open(int fd) {
+    char path[32], what[32];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    n = fd < 0 ? -1 : readlink(path, what, sizeof(what) - 1);
+    if (n < 0)
+        return -1;
+    what[n] = '\0';
+    return strcmp(what, "anon_inode:[eventfd]") == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+}
+
+static void kick_close(struct ff_vring *vq) {
+    ff_waker_unwatch(&vq->kick);
+    if (vq->kick.fd >= 0)
+        close(vq->kick.fd);
+    vq->kick = FF_NO_WAKER;
+}
+
 /* Stops workers at the vrings from `first` up to `end`: none of them uses these any more. */
 static void vrings_stop(struct vhost_dev *d, unsigned int first, unsigned int end) {
     bool was_active[VRINGS];
@@ -84,36 +112,52 @@ static void vrings_stop(struct vhost_dev *d, unsigned int first, unsigned int en
         was_active[v] = atomic_exchange(&d->vring[v].active, false);
     /* also for a vring that its worker stopped itself, and may not have left yet */
     ff_synchronize();
-    for (unsigned int v = first; v < end; v++)
+    for (unsigned int v = first; v < end; v++) {
+        kick_close(&d->vring[v]);
         if (was_active[v])
             vring_save(d, v);
+    }
 }
 
 static void vring_stop(struct vhost_dev *d, unsigned int v) {
     vrings_stop(d, v, v + 1);
 }
 
-static void vring_start(struct vhost_dev *d, unsigned int v) {
+/* The front-end broke a rule: this queue stops, is counted and named. Any thread. */
+static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vring *vq,
+                        unsigned int v) {
+    atomic_store(&vq->active, false);
+    /* atomic: workers and librte_vhost's threads count */
+    __atomic_fetch_add(&w->port_stats[port->id].fault[vq->fault], 1, __ATOMIC_RELAXED);
+    ff_port_state(port, FF_PORT_LOST, "%s queue %u stopped: %s; reconnect",
+                  is_transmit(v) ? "transmit" : "receive", v / 2, ff_fault_name(vq->fault));
+}
+
+/* false: the ring is not to be used, which the port's state says. */
+static bool vring_start(struct vhost_dev *d, unsigned int v) {
     struct ff_vring *vq = &d->vring[v];
     struct rte_vhost_vring ring;
     uint16_t avail, used;
 
     if (!d->running || !(d->enabled & 1u << v) || atomic_load(&vq->active))
-        return;
+        return true;
     if (rte_vhost_get_vhost_vring(d->vid, (uint16_t)v, &ring) != 0 || ring.desc == NULL ||
         ring.avail == NULL || ring.used == NULL || ring.size == 0 ||
         rte_vhost_get_vring_base(d->vid, (uint16_t)v, &avail, &used) != 0)
-        return;
+        return true;
+    kick_close(vq);
     *vq = (struct ff_vring){
         .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
         .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
         .event_idx = d->features & 1ull << VIRTIO_RING_F_EVENT_IDX,
         .hdr_len =
             d->features & (1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_F_VERSION_1) ? 12 : 10,
+        .offloads = is_transmit(v) ? ff_offload_host(d->features) : ff_offload_guest(d->features),
         .size = ring.size,
         .last_avail = avail,
         .last_used = used,
         .call_fd = ring.callfd,
+        .kick = {.fd = is_transmit(v) ? kick_open(ring.kickfd) : -1, .epoll = -1},
         .mem = &d->mem,
         .desc = ring.desc,
         .avail = ring.avail,
@@ -126,9 +170,15 @@ static void vring_start(struct vhost_dev *d, unsigned int v) {
         vq->used_wrap = used & PACKED_WRAP;
     }
     vq->signalled = vq->last_used;
-    if (is_transmit(v))
-        ff_vring_quiet(vq);
+    ff_vring_fault(vq, ff_vring_check(vq));
+    if (vq->fault != FF_FAULT_NONE) {
+        stop_faulty(ff.workers[0], d->port, vq, v);
+        return false;
+    }
+    ff_vring_quiet(vq);
     atomic_store_explicit(&vq->active, true, memory_order_release);
+    ff_wake_all();
+    return true;
 }
 
 static void all_stop(struct vhost_dev *d) {
@@ -153,10 +203,13 @@ static void mem_load(struct vhost_dev *d) {
     free(mem);
 }
 
-static void all_start(struct vhost_dev *d) {
+static bool all_start(struct vhost_dev *d) {
+    bool good = true;
+
     mem_load(d);
     for (unsigned int v = 0; v < VRINGS; v++)
-        vring_start(d, v);
+        good &= vring_start(d, v);
+    return good;
 }
 
 /* Transmit queues are those that the front-end receives on, from 0 without a gap. */
@@ -166,8 +219,13 @@ static void tx_queues_update(struct vhost_dev *d) {
 
     while (n < port->rx_queues && d->enabled & 1u << 2 * n)
         n++;
-    port->tx_shared = n < ff.n_workers;
+    if (n == port->tx_queues)
+        return;
+    port->tx_shared = true; /* while workers may differ about the number */
+    ff_synchronize();
     port->tx_queues = n;
+    ff_synchronize();
+    port->tx_shared = n < ff.n_workers;
 }
 
 /* ---- callbacks, in librte_vhost's threads ---- */
@@ -180,7 +238,7 @@ struct message {
     uint32_t request;
     uint32_t flags;
     uint32_t size;
-    uint64_t u64; /* of messages about one vring, the low byte is its index */
+    uint64_t u64; /* about one vring: the low byte is its index, the high half a number */
 } __attribute__((packed));
 
 /* The vring that a message changes under a running device; VRINGS: none of them. */
@@ -226,11 +284,15 @@ static enum rte_vhost_msg_result after_message(int vid, void *msg) {
     if (m->request == VHOST_USER_SET_MEM_TABLE) {
         mem_load(d);
         if (d->running)
-            all_start(d);
+            (void)all_start(d);
         else
             ff_port_state(d->port, FF_PORT_MEMORY_MAPPED, "the peer shared its memory");
     } else if (vring_of(m) < VRINGS) {
-        vring_start(d, vring_of(m));
+        (void)vring_start(d, vring_of(m));
+    } else if (m->request == VHOST_USER_SET_VRING_ENABLE && (uint32_t)m->u64 < VRINGS) {
+        uint32_t bit = 1u << (uint32_t)m->u64;
+
+        d->asked = m->u64 >> 32 != 0 ? d->asked | bit : d->asked & ~bit;
     }
     return RTE_VHOST_MSG_RESULT_NOT_HANDLED;
 }
@@ -247,6 +309,7 @@ static int new_connection(int vid) {
         return -1; /* a second peer on a server socket: one port, one peer */
     d->vid = vid;
     d->enabled = 0; /* librte_vhost tells of no queue that a lost peer leaves enabled */
+    d->asked = 0;
     tx_queues_update(d);
     ff_port_state(d->port, FF_PORT_NEGOTIATING, "the peer connected");
     return rte_vhost_extern_callback_register(vid, &message_ops, d);
@@ -270,7 +333,7 @@ static int vring_state_changed(int vid, uint16_t vring, int enable) {
         return 0;
     if (enable) {
         d->enabled |= 1u << vring;
-        vring_start(d, vring);
+        (void)vring_start(d, vring);
     } else {
         d->enabled &= ~(1u << vring);
         vring_stop(d, vring);
@@ -282,14 +345,18 @@ static int vring_state_changed(int vid, uint16_t vring, int enable) {
 static int new_device(int vid) {
     struct vhost_dev *d = dev_of(vid);
     unsigned int pairs = (unsigned int)rte_vhost_get_vring_num(vid) / 2;
+    bool good;
 
     if (d == NULL || rte_vhost_get_negotiated_features(vid, &d->features) != 0)
         return -1;
+    d->port->offloads = FF_OFF_FREE | ff_offload_guest(d->features);
     d->running = true;
-    all_start(d);
+    good = all_start(d);
     tx_queues_update(d);
     atomic_store_explicit(&d->port->ready, true, memory_order_release);
-    ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
+    ff_wake_all();
+    if (good)
+        ff_port_state(d->port, FF_PORT_READY, "%u queue pair%s", pairs, pairs == 1 ? "" : "s");
     return 0;
 }
 
@@ -318,15 +385,6 @@ static inline bool usable(struct ff_vring *vq) {
     return atomic_load_explicit(&vq->active, memory_order_acquire);
 }
 
-/* The front-end broke a rule: this queue stops, is counted and named. */
-static void stop_faulty(struct ff_worker *w, struct ff_port *port, struct ff_vring *vq,
-                        const char *what, unsigned int queue) {
-    atomic_store(&vq->active, false);
-    w->port_stats[port->id].fault[vq->fault]++;
-    ff_port_state(port, FF_PORT_LOST, "%s queue %u stopped: %s; reconnect", what, queue,
-                  ff_fault_name(vq->fault));
-}
-
 static inline bool broken(const struct vhost_dev *d, struct ff_vring *vq) {
     if (unlikely(atomic_load_explicit(&d->mem.lost, memory_order_relaxed)))
         vq->fault = FF_FAULT_MEMORY; /* whatever the zeros looked like */
@@ -342,7 +400,7 @@ static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned
         return 0;
     n = ff_vring_rx(vq, &w->arena, frames, n);
     if (unlikely(broken(d, vq)))
-        stop_faulty(w, port, vq, "transmit", queue);
+        stop_faulty(w, port, vq, 2 * queue + 1);
     return n;
 }
 
@@ -350,6 +408,36 @@ static void vhost_rx_done(struct ff_port *port, unsigned int queue) {
     struct vhost_dev *d = port->dev;
 
     ff_vring_rx_done(&d->vring[2 * queue + 1]);
+}
+
+static bool vhost_arm(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (!usable(vq)) /* whoever makes it so wakes the workers */
+        return true;
+    if (!ff_waker_watch(w, &vq->kick))
+        return false;
+    ff_vring_listen(vq);
+    return true;
+}
+
+static void vhost_disarm(struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (usable(vq))
+        ff_vring_quiet(vq);
+}
+
+static void vhost_leave(struct ff_port *port, unsigned int queue) {
+    struct vhost_dev *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (!usable(vq)) /* librte_vhost's thread takes care of it */
+        return;
+    ff_waker_unwatch(&vq->kick);
+    ff_vring_quiet(vq);
 }
 
 static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
@@ -366,7 +454,7 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
             sent.accounted = too_long;
         }
         if (unlikely(broken(d, vq)))
-            stop_faulty(w, port, vq, "receive", queue);
+            stop_faulty(w, port, vq, 2 * queue);
     } else {
         w->port_stats[port->id].drop[FF_DROP_PORT_DOWN] += n;
         sent.accounted = n;
@@ -379,21 +467,17 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
 /* ---- control ---- */
 
 static int driver_setup(const struct vhost_dev *d, char *err) {
-    /* one frame, one packet: no segmentation or checksums are left to a peer yet */
-    const uint64_t offloads =
-        1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM |
-        1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6 |
-        1ull << VIRTIO_NET_F_GUEST_ECN | 1ull << VIRTIO_NET_F_GUEST_UFO |
-        1ull << VIRTIO_NET_F_HOST_TSO4 | 1ull << VIRTIO_NET_F_HOST_TSO6 |
-        1ull << VIRTIO_NET_F_HOST_ECN | 1ull << VIRTIO_NET_F_HOST_UFO |
-        1ull << VHOST_F_LOG_ALL; /* no dirty-page log: containers do not migrate live */
+    const uint64_t never =
+        1ull << VIRTIO_NET_F_GUEST_UFO | 1ull << VIRTIO_NET_F_HOST_UFO | /* Linux 4.14 ended it */
+        1ull << VIRTIO_NET_F_GSO | /* stands for all kinds, UFO too: section 5.1.3.2 */
+        1ull << VHOST_F_LOG_ALL;   /* no dirty-page log: containers do not migrate live */
     uint64_t flags = d->server ? 0 : RTE_VHOST_USER_CLIENT;
 
     if (rte_vhost_driver_register(d->path, flags) != 0) {
         ff_error(err, "%s: cannot set up the socket %s", d->port->name, d->path);
         return -EIO;
     }
-    if (rte_vhost_driver_disable_features(d->path, offloads) == 0 &&
+    if (rte_vhost_driver_disable_features(d->path, never) == 0 &&
         rte_vhost_driver_callback_register(d->path, &device_ops) == 0) {
         ff_port_state(d->port, FF_PORT_WAITING, "%s", d->server ? "listening" : "connecting");
         if (rte_vhost_driver_start(d->path) == 0)
@@ -452,6 +536,8 @@ static int vhost_open(struct ff_port *port, const struct ff_port_conf *conf, cha
     d->port = port;
     d->server = conf->server;
     d->vid = -1;
+    for (unsigned int v = 0; v < VRINGS; v++)
+        d->vring[v].kick = FF_NO_WAKER;
     port->dev = d;
     rc = dev_link(d, err);
     if (rc == 0) {
@@ -480,6 +566,17 @@ static void vhost_info(struct ff_port *port, struct ff_port_info *info) {
         info->features = d->features;
 }
 
+static uint32_t vhost_unstarted(struct ff_port *port) {
+    const struct vhost_dev *d = port->dev;
+    uint32_t vrings = 0;
+
+    for (unsigned int v = 0; v < 2u * port->rx_queues; v++)
+        if (d->asked & 1u << v && !atomic_load(&d->vring[v].active) &&
+            d->vring[v].fault == FF_FAULT_NONE)
+            vrings |= 1u << v;
+    return vrings;
+}
+
 static struct ff_mem *vhost_mem(struct ff_port *port) {
     struct vhost_dev *d = port->dev;
 
@@ -492,6 +589,10 @@ const struct ff_port_ops ff_port_vhost_ops = {
     .rx = vhost_rx,
     .rx_done = vhost_rx_done,
     .tx = vhost_tx,
+    .arm = vhost_arm,
+    .disarm = vhost_disarm,
+    .leave = vhost_leave,
     .info = vhost_info,
     .mem = vhost_mem,
+    .unstarted = vhost_unstarted,
 };

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include <rte_branch_prediction.h>
 #include <rte_mempool.h>
 #include <rte_rcu_qsbr.h>
 #include <rte_ring.h>
@@ -14,6 +15,7 @@
 #include "ff.h"
 #include "flow.h"
 #include "frame.h"
+#include "sample.h"
 
 #define FF_OUT_SLOTS 64u
 #define FF_PARKED_FLOWS 1024u
@@ -31,10 +33,24 @@ struct ff_sent {
 };
 
 /*
+ * A descriptor that wakes a sleeping worker: a queue's kick eventfd, or its
+ * receive interrupt. Belongs to the worker that polls the queue.
+ */
+struct ff_waker {
+    int fd;    /* -1: there is none */
+    int epoll; /* the set that it is in, -1: none */
+};
+#define FF_NO_WAKER ((struct ff_waker){.fd = -1, .epoll = -1})
+
+/*
  * A port type. rx fills at most n frames, which are good until rx_done (may be
  * NULL) is called for the same queue. tx takes over all n frames, sends what
  * it can of them in order, and releases each. All are called by workers while
  * the port is ready.
+ *
+ * arm makes what comes on a queue wake the worker; false: it cannot, the
+ * worker has to look. What was there before arm wakes nobody. disarm ends
+ * that; leave does too, and takes the queue out of the worker's epoll set.
  */
 struct ff_port_ops {
     int (*open)(struct ff_port *port, const struct ff_port_conf *conf, char *err);
@@ -44,8 +60,13 @@ struct ff_port_ops {
     void (*rx_done)(struct ff_port *port, unsigned int queue);
     struct ff_sent (*tx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                          struct ff_frame *frames, unsigned int n);
+    bool (*arm)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
+    void (*disarm)(struct ff_port *port, unsigned int queue);
+    void (*leave)(struct ff_port *port, unsigned int queue);
     void (*info)(struct ff_port *port, struct ff_port_info *info);
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
+    /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
+    uint32_t (*unstarted)(struct ff_port *port);
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
@@ -57,6 +78,7 @@ struct ff_port {
     uint16_t tx_queues;  /* changes as a front-end enables queues */
     bool tx_shared;      /* fewer transmit queues than workers: take tx_lock */
     _Atomic bool ready;  /* rx and tx may be called */
+    uint8_t offloads;    /* union of FF_OFF_* that tx can be given; changes while not ready */
     _Atomic uint8_t tap; /* union of FF_TAP_* */
     uint32_t max_frame;  /* bytes */
     uint32_t parked_max; /* packets, per worker */
@@ -65,18 +87,21 @@ struct ff_port {
     void *dev;                             /* the port type's own */
     struct ff_uplink_conf *_Atomic uplink; /* the tunnel ends that it receives for, or NULL */
     rte_spinlock_t tx_lock[FF_MAX_QUEUES];
+    _Atomic uint8_t polled_by[FF_MAX_QUEUES]; /* worker; see poll.c */
+    _Atomic uint8_t held[FF_MAX_QUEUES];      /* workers it left with packets of it parked */
     /* control and vhost threads only, under ff.event_lock */
     int state;
     char reason[FF_NAME_LEN];
     char name[FF_NAME_LEN];
 };
 
-/* One queue that a worker polls. Only the worker writes quiet and skip. */
+/* One queue that a worker polls. Once published, only the worker writes to it. */
 struct ff_poll_entry {
     struct ff_port *port;
     uint16_t queue;
     uint16_t quiet; /* looks in a row that found nothing */
     uint16_t skip;  /* loops to leave it out */
+    bool gated;     /* not before ff_poll_open says so */
 };
 struct ff_poll_list {
     uint32_t n;
@@ -91,19 +116,22 @@ struct ff_poll_list {
 struct ff_out {
     struct ff_port *port;
     uint16_t n;
+    bool steered; /* the worker has several of the port's queues to choose from, by frame->steer */
     struct ff_frame frames[FF_BURST];
 };
 
 /* A request from the control thread to a worker. The worker sets done last. */
 struct ff_command {
-    enum { FF_CMD_VERDICT, FF_CMD_PURGE, FF_CMD_PACKET } type;
+    enum { FF_CMD_VERDICT, FF_CMD_PURGE, FF_CMD_PACKET, FF_CMD_LEAVE } type;
     uint64_t upcall;            /* verdict */
     struct ff_actions *actions; /* verdict; owned by the command */
     struct rte_mbuf *packet;    /* packet; the worker's from then on */
-    uint16_t port;              /* purge, packet */
+    uint16_t port;              /* purge, packet, leave */
     uint16_t remote;            /* packet: tunnel end */
+    uint16_t queue;             /* leave */
     _Atomic bool done;
     struct ff_command *next;
+    struct ff_command *leaving; /* leave: the worker's next */
 };
 
 struct ff_parked_pkt {
@@ -117,6 +145,7 @@ struct ff_parked_pkt {
 struct ff_parked_flow {
     _Atomic uint64_t id; /* 0: free */
     uint64_t ident[3];
+    uint64_t raised_at; /* TSC */
     uint32_t generation;
     uint16_t in_port;
     uint16_t slot;
@@ -129,13 +158,23 @@ struct ff_worker {
     unsigned int lcore;
     struct ff_poll_list *_Atomic poll;
     uint64_t now;                     /* TSC at the top of the loop */
+    uint64_t mark;                    /* TSC up to which time is charged to queues */
     uint64_t now_s;                   /* seconds of CLOCK_MONOTONIC */
     struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
     struct ff_worker_stats stats;
+    struct ff_sample sample;
     struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
     uint64_t mask_hits[FF_MAX_MASKS];
 
     struct ff_arena arena;
+    struct ff_gso gso;
+
+    /* idle.c */
+    int epoll_fd, wake_fd;
+    _Atomic bool waiting; /* in its epoll set, or about to: wake it for news */
+    bool timed;           /* has a queue that cannot wake it */
+    uint32_t sleep_ns;    /* for how long, then */
+    uint64_t idle_since;  /* TSC */
 
     /* output.c */
     uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */
@@ -152,7 +191,11 @@ struct ff_worker {
     struct ff_parked_pkt *free_pkts;
     struct ff_parked_flow *parked_hash[FF_PARKED_FLOWS];
     unsigned int n_parked_flows;
-    uint32_t parked_of[FF_MAX_PORTS]; /* packets parked, by receiving port */
+    uint32_t parked_of[FF_MAX_PORTS];                /* packets parked, by receiving port */
+    uint16_t parked_in[FF_MAX_PORTS][FF_MAX_QUEUES]; /* and queue */
+
+    /* poll.c */
+    struct ff_command *leaving; /* queues that left while packets of them are parked here */
 
     /* tap.c */
     struct rte_ring *taps;
@@ -209,15 +252,38 @@ int ff_sigbus_init(void);
 /* Says that this thread may touch guest memory before any port knows of it. */
 void ff_sigbus_expected(void);
 
+/* Spreads a port's queues over the workers; -ENOMEM: some may be there. */
+int ff_poll_add(struct ff_port *port);
+/* Takes a port's queues off all workers, who may poll them until they are quiescent. */
+void ff_poll_remove(const struct ff_port *port);
+
+/* Wakes a worker that sleeps, or is about to, after something was made visible to it. Any thread.
+ */
+void ff_wake(struct ff_worker *w);
+void ff_wake_all(void);
+/* Takes k out of its set. Its worker must not use it meanwhile. */
+void ff_waker_unwatch(struct ff_waker *k);
+int ff_idle_init(struct ff_worker *w);
+void ff_idle_fini(struct ff_worker *w);
+
 int ff_tap_init(void);
 int ff_upcall_init(struct ff_worker *w);
 /* Drops the packets parked of a port on every worker; waits for the workers. */
 void ff_upcall_purge(uint16_t port_id);
 void ff_signal(int fd, _Atomic bool *armed);
+/* Hands cmd over to w; it is freed some time after the worker has done it. */
+void ff_command_issue(struct ff_worker *w, struct ff_command *cmd);
 
 /* ---- worker side ---- */
 
 int ff_worker_main(void *arg);
+/* Once a loop; may sleep. */
+void ff_idle(struct ff_worker *w, bool busy);
+/* Puts k into the worker's epoll set, once; false when that is impossible. */
+bool ff_waker_watch(struct ff_worker *w, struct ff_waker *k);
+void ff_poll_leave(struct ff_worker *w, struct ff_command *cmd);
+/* Lets others poll the queues that have left and have no packets here any more. */
+void ff_poll_release(struct ff_worker *w);
 void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                  struct ff_frame *frames, unsigned int n);
 /* Does a list of actions to a frame, which it takes over. */
@@ -225,6 +291,18 @@ void ff_execute(struct ff_worker *w, struct ff_frame *frame, const struct ff_key
                 unsigned int queue, const struct ff_actions *actions);
 void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct ff_frame *frame);
 void ff_output_flush(struct ff_worker *w);
+/* Sends frames that the port can take as they are; returns how many it sent. */
+unsigned int ff_output_send(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                            unsigned int n);
+/*
+ * Sends frames of which some ask for what the port cannot do, by `emit` (like
+ * ff_output_send) in bursts. Takes them over. An emit that calls ff_output must
+ * have made frames of its own before.
+ */
+typedef unsigned int ff_gso_emit(struct ff_worker *w, struct ff_port *port, struct ff_frame *frames,
+                                 unsigned int n);
+void ff_gso_send(struct ff_worker *w, struct ff_port *port, const struct ff_frame *frames,
+                 unsigned int n, ff_gso_emit *emit);
 void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct ff_key *key,
                      unsigned int queue);
 /* The parked flow that this packet has to wait behind, or NULL. */
@@ -246,12 +324,34 @@ void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
                   unsigned int drop, uint64_t flow_id, const struct ff_actions *actions);
 
+/*
+ * ff_execute for a list whose only action is an output, when there is nothing
+ * to it but to gather the frame; else false, and nothing is done.
+ */
+static inline bool ff_output_only(struct ff_worker *w, int32_t port_id,
+                                  const struct ff_frame *frame) {
+    unsigned int slot = likely(port_id >= 0) ? w->out_slot[port_id] : 0;
+    struct ff_out *out;
+
+    if (unlikely(slot == 0))
+        return false;
+    out = &w->out[slot - 1];
+    if (unlikely(out->n == FF_BURST || out->steered))
+        return false;
+    out->frames[out->n++] = *frame;
+    return true;
+}
+
 static inline struct ff_port *ff_port(uint16_t id) {
     return id < FF_MAX_PORTS ? atomic_load_explicit(&ff.ports[id], memory_order_acquire) : NULL;
 }
 
 static inline bool ff_port_ready(struct ff_port *port) {
     return atomic_load_explicit(&port->ready, memory_order_acquire);
+}
+
+static inline bool ff_poll_open(const struct ff_poll_entry *e) {
+    return !e->gated || atomic_load_explicit(&e->port->held[e->queue], memory_order_acquire) == 0;
 }
 
 static inline void ff_drop(struct ff_worker *w, uint16_t port_id, unsigned int reason,

@@ -98,6 +98,7 @@ static struct ff_parked_pkt *pkt_alloc(struct ff_worker *w, uint16_t in_port,
 
 static void pkt_free(struct ff_worker *w, struct ff_parked_pkt *p) {
     w->parked_of[p->key.in_port]--;
+    w->parked_in[p->key.in_port][p->queue]--;
     w->stats.parked--;
     p->next = w->free_pkts;
     w->free_pkts = p;
@@ -113,13 +114,14 @@ void ff_upcall_park(struct ff_worker *w, struct ff_parked_flow *flow, struct ff_
         return;
     }
     p->key = *key;
+    p->queue = (uint16_t)queue;
+    w->parked_in[key->in_port][queue]++;
     if (ff_frame_keep(frame, ff.pool) != 0) {
         pkt_free(w, p);
         ff_drop(w, key->in_port, FF_DROP_NO_COPY, frame);
         return;
     }
     p->frame = *frame;
-    p->queue = (uint16_t)queue;
     p->next = NULL;
     if (flow->head == NULL)
         flow->head = p;
@@ -144,6 +146,7 @@ void ff_upcall_raise(struct ff_worker *w, struct ff_frame *frame, const struct f
         return;
     w->free_flows = f->next;
     id = ((uint64_t)++f->generation << 32) | (uint64_t)w->index << 16 | f->slot;
+    f->raised_at = w->now;
     f->in_port = key->in_port;
     ident_of(key, f->ident);
     h = ident_hash(f->ident);
@@ -205,6 +208,8 @@ static void do_verdict(struct ff_worker *w, const struct ff_command *cmd) {
 
     if (f->id != cmd->upcall)
         return; /* purged since */
+    w->stats.verdicts++;
+    w->stats.verdict_cycles += w->now - f->raised_at;
     p = flow_release(w, f);
     next = p->next;
     frame = p->frame;
@@ -252,6 +257,11 @@ unsigned int ff_upcall_commands(struct ff_worker *w) {
     unsigned int n = 0;
 
     while (unlikely(rte_ring_sc_dequeue(w->commands, (void **)&cmd) == 0)) {
+        n++;
+        if (cmd->type == FF_CMD_LEAVE) { /* done when the last of the queue's packets is */
+            ff_poll_leave(w, cmd);
+            continue;
+        }
         if (cmd->type == FF_CMD_VERDICT)
             do_verdict(w, cmd);
         else if (cmd->type == FF_CMD_PACKET)
@@ -259,8 +269,9 @@ unsigned int ff_upcall_commands(struct ff_worker *w) {
         else
             do_purge(w, cmd->port);
         atomic_store_explicit(&cmd->done, true, memory_order_release);
-        n++;
     }
+    if (unlikely(w->leaving != NULL))
+        ff_poll_release(w);
     return n;
 }
 
@@ -278,14 +289,14 @@ static void issued_reclaim(struct ff_worker *w) {
     }
 }
 
-/* Hands cmd over; it is freed some time after the worker has done it. */
-static void issue(struct ff_worker *w, struct ff_command *cmd) {
+void ff_command_issue(struct ff_worker *w, struct ff_command *cmd) {
     issued_reclaim(w);
     *w->issued_tail = cmd;
     w->issued_tail = &cmd->next;
     /* one verdict for each parked flow at most: the ring has room, or soon will */
     while (rte_ring_sp_enqueue(w->commands, cmd) != 0)
         usleep(50);
+    ff_wake(w);
 }
 
 static int fill_upcall(struct ff_upcall *up, uint64_t id) {
@@ -352,7 +363,7 @@ int ff_upcall_finish(const struct ff_verdict *verdicts, int n) {
             return known;
         }
         *cmd = (struct ff_command){.type = FF_CMD_VERDICT, .upcall = v->id, .actions = actions};
-        issue(ff.workers[index], cmd);
+        ff_command_issue(ff.workers[index], cmd);
         known++;
     }
     return known;
@@ -376,7 +387,7 @@ int ff_packet_out(uint16_t port_id, uint16_t remote, const uint8_t *frame, uint3
     }
     *cmd = (struct ff_command){
         .type = FF_CMD_PACKET, .packet = f.buf, .port = port_id, .remote = remote};
-    issue(ff.workers[0], cmd);
+    ff_command_issue(ff.workers[0], cmd);
     return 0;
 }
 
@@ -387,7 +398,7 @@ void ff_upcall_purge(uint16_t port_id) {
         if (cmd == NULL)
             continue; /* its packets leave with their verdicts */
         *cmd = (struct ff_command){.type = FF_CMD_PURGE, .port = port_id};
-        issue(ff.workers[i], cmd);
+        ff_command_issue(ff.workers[i], cmd);
         while (!atomic_load_explicit(&cmd->done, memory_order_acquire))
             usleep(20);
     }

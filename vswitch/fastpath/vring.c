@@ -11,11 +11,13 @@ void ff_vring_call(const struct ff_vring *vq) {
         return; /* the counter is full: the driver has been told */
 }
 
-bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struct ff_chain *chain,
-                         unsigned int hdr_len) {
+bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct ff_arena *arena,
+                         const struct ff_chain *chain) {
     uint8_t *head = arena->head[arena->n_heads] + FF_HEAD_ROOM;
     struct ff_seg *out = &arena->seg[arena->n_segs];
+    unsigned int hdr_len = vq->hdr_len;
     uint32_t skip = hdr_len, head_len = 0;
+    uint8_t header[12];
     unsigned int n = 0;
 
     if (chain->len < hdr_len)
@@ -24,6 +26,7 @@ bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struc
         struct ff_seg s = chain->seg[i];
         uint32_t part = RTE_MIN(skip, s.len);
 
+        memcpy(header + hdr_len - skip, s.p, part);
         skip -= part;
         s.p += part;
         s.len -= part;
@@ -39,38 +42,11 @@ bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struc
         .len = chain->len - hdr_len,
         .head_len = (uint16_t)head_len,
         .n_segs = (uint16_t)n,
+        .offload = ff_offload_read(header, vq->offloads),
     };
     arena->n_heads++;
     arena->n_segs += n;
     return true;
-}
-
-void ff_reader_start(struct ff_reader *r, const struct ff_frame *f) {
-    *r = (struct ff_reader){.f = f, .p = f->head, .here = f->head_len};
-    if (ff_frame_is_mbuf(f))
-        r->m = f->buf->next;
-}
-
-void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len) {
-    while (len > 0) {
-        uint32_t n = RTE_MIN(len, r->here);
-
-        memcpy(dst, r->p, n);
-        dst += n;
-        len -= n;
-        r->p += n;
-        r->here -= n;
-        if (r->here > 0 || len == 0)
-            continue;
-        if (ff_frame_is_mbuf(r->f)) {
-            r->p = rte_pktmbuf_mtod(r->m, const uint8_t *);
-            r->here = r->m->data_len;
-            r->m = r->m->next;
-        } else {
-            r->p = r->f->seg[r->next].p;
-            r->here = r->f->seg[r->next++].len;
-        }
-    }
 }
 
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r,
@@ -86,11 +62,50 @@ void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reade
     }
 }
 
+static bool in_memory(const struct ff_mem *mem, const void *p, uint64_t len) {
+    for (unsigned int i = 0; i < mem->n; i++) {
+        const struct ff_region *r = &mem->region[i];
+        uint64_t off = (uintptr_t)p - (uintptr_t)r->host;
+
+        if (off < r->size)
+            return len <= r->size - off;
+    }
+    return false;
+}
+
+unsigned int ff_vring_check(const struct ff_vring *vq) {
+    uint32_t n = vq->size, event = vq->event_idx ? sizeof(uint16_t) : 0;
+    uint64_t driver = sizeof(struct vring_packed_desc_event), device = driver;
+
+    if (!vq->packed) {
+        driver = sizeof(*vq->avail) + n * sizeof(vq->avail->ring[0]) + event;
+        device = sizeof(*vq->used) + n * sizeof(vq->used->ring[0]) + event;
+    }
+    if (!in_memory(vq->mem, vq->desc, n * sizeof(*vq->desc)) ||
+        !in_memory(vq->mem, vq->avail, driver) || !in_memory(vq->mem, vq->used, device))
+        return FF_FAULT_ADDRESS;
+    if (vq->packed && (vq->last_avail >= n || vq->last_used >= n))
+        return FF_FAULT_INDEX;
+    return FF_FAULT_NONE;
+}
+
 void ff_vring_quiet(struct ff_vring *vq) {
     if (vq->packed)
         vq->device_event->flags = VRING_PACKED_EVENT_FLAG_DISABLE;
     else if (!vq->event_idx) /* else the event index stays behind, which says the same */
         vq->used->flags = VRING_USED_F_NO_NOTIFY;
+}
+
+void ff_vring_listen(struct ff_vring *vq) {
+    if (vq->packed) {
+        vq->device_event->flags = VRING_PACKED_EVENT_FLAG_ENABLE;
+    } else if (vq->event_idx) { /* section 2.6.8: the event index follows the used ring */
+        struct vring_used *used = vq->used;
+
+        *(__virtio16 *)(void *)&used->ring[vq->size] = vq->last_avail;
+    } else {
+        vq->used->flags = 0;
+    }
 }
 
 unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,

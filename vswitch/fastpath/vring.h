@@ -19,7 +19,6 @@
 #include "switch.h"
 
 #define FF_MEM_REGIONS 16u
-#define FF_CHAIN_MAX 1024u /* buffers in a chain: a 64 KB frame needs 17 pages at most */
 
 struct ff_region {
     uint64_t gpa;
@@ -39,8 +38,9 @@ struct ff_vring {
     bool packed;
     bool mergeable;
     bool event_idx;
-    uint8_t hdr_len; /* of the virtio-net header: 10 or 12 */
-    uint16_t size;   /* entries */
+    uint8_t hdr_len;  /* of the virtio-net header: 10 or 12 */
+    uint8_t offloads; /* union of FF_OFF_* that its headers may ask for */
+    uint16_t size;    /* entries */
     /* split: indices that only ever grow; packed: positions, with wrap counters */
     uint16_t last_avail, last_used;
     bool avail_wrap, used_wrap;
@@ -50,6 +50,7 @@ struct ff_vring {
     uint16_t held_flags; /* and the flags that will give all of them back */
     uint8_t fault;       /* enum ff_fault */
     int call_fd;
+    struct ff_waker kick; /* of transmit queues; the descriptor is our own */
     const struct ff_mem *mem;
     union {
         struct vring_desc *desc;
@@ -65,8 +66,17 @@ struct ff_vring {
     };
 } __rte_cache_aligned;
 
-/* The flag that says "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
+/*
+ * The fault of a ring that does not lie in its guest's memory, or whose
+ * position is not in the ring. librte_vhost translates a ring by the size
+ * of that time, takes any other later, and never looks at positions.
+ */
+unsigned int ff_vring_check(const struct ff_vring *vq);
+
+/* Tells the driver "I poll: do not notify me", sections 2.6.10 and 2.7.10. */
 void ff_vring_quiet(struct ff_vring *vq);
+/* Tells it to notify of the next buffer. A full barrier, then a look, must follow. */
+void ff_vring_listen(struct ff_vring *vq);
 
 /* The host address of `len` bytes at guest address `gpa`, or NULL. */
 static inline uint8_t *ff_mem_at(const struct ff_mem *mem, uint64_t gpa, uint32_t len) {
@@ -106,7 +116,7 @@ static inline void ff_vring_fault(struct ff_vring *vq, unsigned int fault) {
 /* Interrupts the driver, when it has given a descriptor for that. */
 void ff_vring_call(const struct ff_vring *vq);
 
-/* The buffers of one chain, each checked to be mapped. */
+/* The buffers of one chain, or of several for one frame, each checked to be mapped. */
 struct ff_chain {
     unsigned int n;
     uint32_t len; /* bytes, of all buffers */
@@ -137,58 +147,91 @@ static inline bool ff_chain_add(struct ff_vring *vq, struct ff_chain *c, uint64_
     return true;
 }
 
-/* Reads a frame from its beginning, piece by piece, for writing it elsewhere. */
-struct ff_reader {
-    const struct ff_frame *f;
-    const struct rte_mbuf *m;
-    const uint8_t *p;
-    uint32_t here;     /* bytes left at p */
-    unsigned int next; /* piece */
-};
-void ff_reader_start(struct ff_reader *r, const struct ff_frame *f);
-void ff_reader_copy(struct ff_reader *r, uint8_t *dst, uint32_t len);
+/*
+ * Of several chains for one frame: whether it was only too many buffers in all,
+ * no fault of any of them. The frame is then too long for this driver.
+ */
+static inline bool ff_chain_overflow(struct ff_vring *vq, const struct ff_chain *c,
+                                     unsigned int chains_before) {
+    if (chains_before == 0 || vq->fault != FF_FAULT_CHAIN || c->n < FF_CHAIN_MAX)
+        return false;
+    vq->fault = FF_FAULT_NONE;
+    return true;
+}
+
+/* Whether a chain may join the burst: the others, should they be single buffers, need a piece each.
+ */
+static inline bool ff_arena_takes_chain(const struct ff_arena *arena) {
+    return arena->n_segs + FF_CHAIN_MAX + FF_BURST <= FF_ARENA_SEGS;
+}
 
 /*
- * Builds a frame from the buffers of a chain, whose first hdr_len bytes are
- * the virtio-net header; false when there are fewer.
+ * Builds a frame from the buffers of a chain, whose first bytes are the
+ * virtio-net header; false when there are fewer.
  */
-bool ff_frame_from_chain(struct ff_frame *f, struct ff_arena *arena, const struct ff_chain *chain,
-                         unsigned int hdr_len);
+bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct ff_arena *arena,
+                         const struct ff_chain *chain);
 /* Writes len bytes of a frame to a chain, from byte `skip` of the chain on. */
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r, uint32_t len);
 
-static inline void ff_frame_from_buffer(struct ff_frame *f, struct ff_arena *arena,
-                                        const uint8_t *p, uint32_t len) {
+/*
+ * memcpy for the lengths that headers have, without a call or a loop: the last
+ * bytes are copied twice where they overlap the first ones.
+ */
+static inline void ff_copy_short(uint8_t *dst, const uint8_t *src, uint32_t len) {
+    if (likely(len > 64 && len <= 128)) {
+        memcpy(dst, src, 64);
+        memcpy(dst + len - 64, src + len - 64, 64);
+    } else if (likely(len >= 32 && len <= 64)) {
+        memcpy(dst, src, 32);
+        memcpy(dst + len - 32, src + len - 32, 32);
+    } else {
+        memcpy(dst, src, len);
+    }
+}
+
+/* The same for a chain of one buffer, of at least the header's length. */
+static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_frame *f,
+                                        struct ff_arena *arena, const uint8_t *buf,
+                                        uint32_t buf_len) {
+    const uint8_t *p = buf + vq->hdr_len;
+    uint32_t len = buf_len - vq->hdr_len;
     uint8_t *head = arena->head[arena->n_heads++] + FF_HEAD_ROOM;
     uint16_t head_len = (uint16_t)RTE_MIN(len, FF_HEAD_COPY);
 
-    memcpy(head, p, head_len);
+    ff_copy_short(head, p, head_len);
     f->head = head;
     f->len = len;
     f->head_len = head_len;
     f->steer = 0;
-    f->n_segs = len > head_len;
+    f->offload = ff_offload_read(buf, vq->offloads);
+    f->n_segs = 0;
     f->seg = &arena->seg[arena->n_segs];
-    arena->seg[arena->n_segs] = (struct ff_seg){p + head_len, len - head_len};
-    arena->n_segs += f->n_segs;
+    if (len > head_len) {
+        arena->seg[arena->n_segs++] = (struct ff_seg){p + head_len, len - head_len};
+        f->n_segs = 1;
+    }
 }
 
-/* The virtio-net header (section 5.1.6) of a frame that needs nothing done. */
-static inline void ff_put_header(uint8_t *p, unsigned int hdr_len, uint16_t num_buffers) {
+/* The virtio-net header, section 5.1.6. */
+static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t num_buffers,
+                                 const struct ff_frame *f) {
     memset(p, 0, 10);
-    if (hdr_len == 12) {
+    if (vq->hdr_len == 12) {
         p[10] = (uint8_t)num_buffers;
         p[11] = (uint8_t)(num_buffers >> 8);
     }
+    if (unlikely(f->offload.what != 0))
+        ff_offload_write(p, f, vq->offloads);
 }
 
 /* Writes a whole frame to one buffer that holds it. */
 static inline void ff_put_frame(uint8_t *dst, const struct ff_frame *f) {
     if (likely(f->n_segs == 1)) {
-        memcpy(dst, f->head, f->head_len);
+        ff_copy_short(dst, f->head, f->head_len);
         memcpy(dst + f->head_len, f->seg->p, f->seg->len);
     } else if (likely(f->head_len == f->len)) {
-        memcpy(dst, f->head, f->head_len);
+        ff_copy_short(dst, f->head, f->head_len);
     } else {
         struct ff_reader r;
 

@@ -124,11 +124,9 @@ static bool indirect_read(struct ff_vring *vq, const struct vring_packed_desc *d
     return true;
 }
 
-/* The buffers of the chain at `at`; its id, and its number of slots. False after a fault. */
+/* Adds the buffers of the chain at `at`; its id, and its number of slots. False after a fault. */
 static bool chain_read(struct ff_vring *vq, struct spot at, bool write, struct ff_chain *c,
                        uint16_t *id, uint16_t *count) {
-    c->n = 0;
-    c->len = 0;
     for (*count = 1;; ++*count) {
         struct vring_packed_desc d = desc_read(vq->packed_desc, at.slot);
 
@@ -162,11 +160,12 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
                     uint16_t *id, uint16_t *count) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
+    c.n = c.len = 0;
     if (!chain_read(vq, at, false, &c, id, count))
         return -1;
-    if (!ff_frame_from_chain(f, arena, &c, vq->hdr_len)) {
+    if (!ff_frame_from_chain(vq, f, arena, &c)) {
         ff_vring_fault(vq, FF_FAULT_SHORT);
         return -1;
     }
@@ -199,7 +198,7 @@ unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff
         spot_move(&ahead, 1, vq->size);
     }
     for (i = 0; i < single; i++) {
-        ff_frame_from_buffer(&frames[i], arena, buf[i] + vq->hdr_len, desc[i].len - vq->hdr_len);
+        ff_frame_from_buffer(vq, &frames[i], arena, buf[i], desc[i].len);
         used_put(vq, desc[i].id, 0, 1);
     }
     at = ahead;
@@ -226,44 +225,43 @@ struct gather {
     } head[HEADS_MAX];
 };
 
+/* Written when all of them are known to be there, as with a split ring. */
 static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot *at,
                       struct gather *g) {
+    uint32_t len = vq->hdr_len + f->len;
     struct spot from = *at;
-    uint8_t *header = NULL;
-    uint32_t left = f->len;
     struct ff_reader r;
     struct ff_chain c;
 
     g->heads = 0;
     g->short_of = g->too_long = false;
-    ff_reader_start(&r, f);
+    c.n = c.len = 0;
     do {
-        uint32_t skip = g->heads == 0 ? vq->hdr_len : 0, part;
+        uint32_t before = c.len;
 
         if (!is_available(vq, from)) {
             g->short_of = true;
             return;
         }
-        if (!chain_read(vq, from, true, &c, &g->head[g->heads].id, &g->head[g->heads].count))
+        if (!chain_read(vq, from, true, &c, &g->head[g->heads].id, &g->head[g->heads].count)) {
+            g->too_long = ff_chain_overflow(vq, &c, g->heads);
             return;
-        if (c.len <= skip || c.seg[0].len < skip) {
+        }
+        if (c.len == before || c.seg[0].len < vq->hdr_len || c.len <= vq->hdr_len) {
             ff_vring_fault(vq, FF_FAULT_SHORT);
             return;
         }
-        part = RTE_MIN(left, c.len - skip);
-        if (part < left && (!vq->mergeable || g->heads + 1 == HEADS_MAX)) {
+        if (c.len < len && (!vq->mergeable || c.n == FF_CHAIN_MAX || g->heads + 1 == HEADS_MAX)) {
             g->too_long = true;
             return;
         }
-        if (g->heads == 0)
-            header = (uint8_t *)(uintptr_t)c.seg[0].p;
-        ff_chain_write(&c, skip, &r, part);
-        g->head[g->heads].len = part + skip;
+        g->head[g->heads].len = RTE_MIN(c.len, len) - before;
         spot_move(&from, g->head[g->heads].count, vq->size);
-        left -= part;
         g->heads++;
-    } while (left > 0);
-    ff_put_header(header, vq->hdr_len, (uint16_t)g->heads);
+    } while (c.len < len);
+    ff_reader_start(&r, f);
+    ff_chain_write(&c, vq->hdr_len, &r, f->len);
+    ff_put_header(vq, (uint8_t *)(uintptr_t)c.seg[0].p, (uint16_t)g->heads, f);
     *at = from;
 }
 
@@ -289,7 +287,7 @@ static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames
         spot_move(at, 1, vq->size);
     }
     for (unsigned int i = 0; i < single; i++) {
-        ff_put_header(buf[i], vq->hdr_len, 1);
+        ff_put_header(vq, buf[i], 1, &frames[i]);
         ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
         used_put(vq, desc[i].id, vq->hdr_len + frames[i].len, 1);
         sent->packets++;

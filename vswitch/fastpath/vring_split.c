@@ -62,13 +62,12 @@ static inline void used_publish(struct ff_vring *vq, uint16_t n) {
     notify(vq);
 }
 
-/* The buffers of the chain at `i`, section 2.6.5; false after a fault. */
+/* Adds the buffers of the chain at `i`, section 2.6.5; false after a fault. */
 static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_chain *c) {
     const struct vring_desc *table = vq->desc;
     uint32_t size = vq->size, steps = 0;
+    bool indirect = false; /* the table's address does not tell: it may be the ring's */
 
-    c->n = 0;
-    c->len = 0;
     for (;;) {
         struct vring_desc d;
 
@@ -83,8 +82,8 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
         d = desc_read(table, i);
         if (d.flags & VRING_DESC_F_INDIRECT) {
             /* 2.6.5.3.1: neither nested nor continued, and not empty */
-            if (table != vq->desc || d.flags & VRING_DESC_F_NEXT || d.len == 0 ||
-                d.len % sizeof(d) != 0 || d.len / sizeof(d) > FF_CHAIN_MAX) {
+            if (indirect || d.flags & VRING_DESC_F_NEXT || d.len == 0 || d.len % sizeof(d) != 0 ||
+                d.len / sizeof(d) > FF_CHAIN_MAX) {
                 ff_vring_fault(vq, FF_FAULT_INDIRECT);
                 return false;
             }
@@ -94,6 +93,7 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
                 return false;
             }
             size = d.len / sizeof(d);
+            indirect = true;
             steps = 0;
             i = 0;
             continue;
@@ -122,6 +122,11 @@ static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_
     return ff_mem_at(vq->mem, d.addr, d.len);
 }
 
+/* For prefetching, which NULL does not hurt; arithmetic with it is undefined in C. */
+static inline const void *second_line(const uint8_t *buf) {
+    return (const void *)((uintptr_t)buf + RTE_CACHE_LINE_SIZE);
+}
+
 static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
     return __atomic_load_n(&vq->avail->ring[(uint16_t)(vq->last_avail + offset) & (vq->size - 1u)],
                            __ATOMIC_RELAXED);
@@ -132,11 +137,12 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
                     struct ff_frame *f) {
     struct ff_chain c;
 
-    if (arena->n_segs > FF_ARENA_SEGS - FF_CHAIN_MAX)
+    if (!ff_arena_takes_chain(arena))
         return 1;
+    c.n = c.len = 0;
     if (!chain_read(vq, head, false, &c))
         return -1;
-    if (!ff_frame_from_chain(f, arena, &c, vq->hdr_len)) {
+    if (!ff_frame_from_chain(vq, f, arena, &c)) {
         ff_vring_fault(vq, FF_FAULT_SHORT);
         return -1;
     }
@@ -165,11 +171,11 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     for (i = 0; i < n; i++) {
         buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
         rte_prefetch0(buf[i]);
-        rte_prefetch0(buf[i] + 64);
+        rte_prefetch0(second_line(buf[i]));
     }
     for (i = 0; i < n; i++) {
         if (likely(buf[i] != NULL))
-            ff_frame_from_buffer(&frames[i], arena, buf[i] + vq->hdr_len, len[i] - vq->hdr_len);
+            ff_frame_from_buffer(vq, &frames[i], arena, buf[i], len[i]);
         else if (rx_chain(vq, arena, head[i], &frames[i]) != 0)
             break;
         used_put(vq, (uint16_t)i, head[i], 0);
@@ -190,18 +196,21 @@ struct gather {
     bool too_long;  /* no chain of this driver can hold it */
 };
 
-/* A frame that needs several buffers, or several chains (section 5.1.6.4). */
+/*
+ * A frame that needs several buffers, or several chains (section 5.1.6.4). It
+ * is written when all of them are known to be there: a driver that cannot keep
+ * up with 64 KB frames must not cost the copies of those that it loses.
+ */
 static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, uint16_t at,
                                unsigned int ready) {
-    uint8_t *header = NULL;
+    uint32_t len = vq->hdr_len + f->len;
     struct gather g = {0};
-    uint32_t left = f->len;
     struct ff_reader r;
     struct ff_chain c;
 
-    ff_reader_start(&r, f);
+    c.n = c.len = 0;
     do {
-        uint32_t skip = g.heads == 0 ? vq->hdr_len : 0, part;
+        uint32_t before = c.len;
         uint16_t head;
 
         if (at + g.heads == ready) {
@@ -209,25 +218,24 @@ static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, ui
             return g;
         }
         head = avail_head(vq, (uint16_t)(at + g.heads));
-        if (!chain_read(vq, head, true, &c))
+        if (!chain_read(vq, head, true, &c)) {
+            g.too_long = ff_chain_overflow(vq, &c, g.heads);
             return g;
-        if (c.len <= skip || c.seg[0].len < skip) {
+        }
+        if (c.len == before || c.seg[0].len < vq->hdr_len || c.len <= vq->hdr_len) {
             ff_vring_fault(vq, FF_FAULT_SHORT);
             return g;
         }
-        part = RTE_MIN(left, c.len - skip);
-        if (part < left && !vq->mergeable) {
+        if (c.len < len && (!vq->mergeable || c.n == FF_CHAIN_MAX)) {
             g.too_long = true;
             return g;
         }
-        if (g.heads == 0)
-            header = (uint8_t *)(uintptr_t)c.seg[0].p;
-        ff_chain_write(&c, skip, &r, part);
-        used_put(vq, (uint16_t)(at + g.heads), head, part + skip);
-        left -= part;
+        used_put(vq, (uint16_t)(at + g.heads), head, RTE_MIN(c.len, len) - before);
         g.heads++;
-    } while (left > 0);
-    ff_put_header(header, vq->hdr_len, g.heads);
+    } while (c.len < len);
+    ff_reader_start(&r, f);
+    ff_chain_write(&c, vq->hdr_len, &r, f->len);
+    ff_put_header(vq, (uint8_t *)(uintptr_t)c.seg[0].p, g.heads, f);
     return g;
 }
 
@@ -252,12 +260,12 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
     for (unsigned int i = 0; i < plain; i++) {
         buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
         __builtin_prefetch(buf[i], 1);
-        __builtin_prefetch(buf[i] + 64, 1);
+        __builtin_prefetch(second_line(buf[i]), 1);
     }
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
         if (likely(i < plain && at == i && buf[i] != NULL)) {
-            ff_put_header(buf[i], vq->hdr_len, 1);
+            ff_put_header(vq, buf[i], 1, &frames[i]);
             ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
             used_put(vq, at++, head[i], vq->hdr_len + frames[i].len);
         } else {

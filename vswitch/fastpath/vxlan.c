@@ -168,6 +168,7 @@ static void strip(struct ff_frame *f, const struct packed *p) {
         return;
     }
     f->head += p->header_len;
+    f->offload = (struct ff_offload){0}; /* it was about the outer headers */
     f->len = inner;
     f->head_len = (uint16_t)RTE_MIN(f->head_len - p->header_len, inner);
 }
@@ -251,6 +252,7 @@ static int own(struct ff_frame *f) {
     struct rte_mbuf *m;
     uint16_t steer = f->steer;
 
+    f->offload = (struct ff_offload){0}; /* done, or a hint: not for the outer headers */
     if (ff_frame_keep(f, ff.pool) != 0)
         return -1;
     if (likely(rte_mbuf_refcnt_read(f->buf) == 1))
@@ -321,22 +323,14 @@ static void encapsulate(struct ff_frame *f, const struct ff_remote *r, uint32_t 
     f->head_len = f->buf->data_len;
 }
 
-void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
-                     struct ff_frame *frame) {
-    const struct ff_remote *r = ff_tunnel_remote(frame->remote);
+/* Packs a frame, which has nothing left to be done; false: dropped. */
+static bool pack(struct ff_worker *w, const struct ff_port *port, const struct ff_remote *r,
+                 struct ff_frame *frame) {
     struct ff_port_stats *stats = &w->port_stats[port->id];
 
-    if (unlikely(r == NULL || !r->reachable || ff_port(r->uplink) == NULL)) {
-        ff_drop(w, port->id, FF_DROP_TUNNEL_DOWN, frame);
-        return;
-    }
-    if (unlikely(frame->len > port->max_frame || frame->len > UINT16_MAX - FF_ENCAP_IPV6)) {
-        ff_drop(w, port->id, FF_DROP_TX_OVERSIZE, frame);
-        return;
-    }
     if (unlikely(own(frame) != 0 || rte_pktmbuf_headroom(frame->buf) < r->header_len)) {
         ff_drop(w, port->id, FF_DROP_NO_COPY, frame);
-        return;
+        return false;
     }
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX))
         ff_tap_frame(w, port, FF_TAP_TX, frame);
@@ -344,5 +338,44 @@ void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port
     stats->queue[0].tx_bytes += frame->len;
     encapsulate(frame, r, (uint32_t)(uintptr_t)port->dev);
     w->port_stats[r->uplink].encapsulated++;
-    ff_output(w, r->uplink, in_port, frame);
+    return true;
+}
+
+/* All of them belong to one frame, and so to one remote. */
+static unsigned int send_segments(struct ff_worker *w, struct ff_port *port,
+                                  struct ff_frame *frames, unsigned int n) {
+    const struct ff_remote *r = ff_tunnel_remote(frames[0].remote);
+    unsigned int k = 0;
+
+    if (unlikely(r == NULL)) { /* gone since the frame came here */
+        w->port_stats[port->id].drop[FF_DROP_TUNNEL_DOWN] += n;
+        return n;
+    }
+    for (unsigned int i = 0; i < n; i++)
+        if (pack(w, port, r, &frames[i]))
+            frames[k++] = frames[i];
+    for (unsigned int i = 0; i < k; i++)
+        ff_output(w, r->uplink, port->id, &frames[i]);
+    return n;
+}
+
+void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                     struct ff_frame *frame) {
+    const struct ff_remote *r = ff_tunnel_remote(frame->remote);
+
+    if (unlikely(r == NULL || !r->reachable || ff_port(r->uplink) == NULL)) {
+        ff_drop(w, port->id, FF_DROP_TUNNEL_DOWN, frame);
+        return;
+    }
+    if (unlikely(frame->len > RTE_MIN(port->max_frame, UINT16_MAX - FF_ENCAP_IPV6) &&
+                 ff_offload_unit(frame) > RTE_MIN(port->max_frame, UINT16_MAX - FF_ENCAP_IPV6))) {
+        ff_drop(w, port->id, FF_DROP_TX_OVERSIZE, frame);
+        return;
+    }
+    if (unlikely(frame->offload.what & ~port->offloads)) {
+        ff_gso_send(w, port, frame, 1, send_segments);
+        return;
+    }
+    if (likely(pack(w, port, r, frame)))
+        ff_output(w, r->uplink, in_port, frame);
 }

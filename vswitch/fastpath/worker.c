@@ -4,40 +4,50 @@
 #include <time.h>
 
 #include <rte_cycles.h>
-#include <rte_pause.h>
 
 #include "switch.h"
 
 #define QUIET_LOOKS 64u /* empty looks after which a queue is looked at less often */
 #define SKIP_MAX 15u    /* at most one look in sixteen loops */
-#define SLEEP_FIRST_NS 2000u
 
 static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[queue];
     struct ff_frame frames[FF_BURST];
     uint64_t bytes = 0;
+    uint64_t now;
     unsigned int n, got;
 
     if (unlikely(!ff_port_ready(port)))
         return 0;
+    ff_sample_begin(&w->sample);
     n = port->ops->rx(w, port, queue, frames, FF_BURST);
-    if (n == 0)
+    if (n == 0) {
+        ff_sample_end(&w->sample, &w->stats, 0);
         return 0;
+    }
     for (unsigned int i = 0; i < n; i++)
         bytes += frames[i].len;
     q->rx_packets += n;
     q->rx_bytes += bytes;
     w->stats.packets += n;
+    w->stats.bursts++;
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_RX))
         for (unsigned int i = 0; i < n; i++)
             ff_tap_frame(w, port, FF_TAP_RX, &frames[i]);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX);
     got = n;
     if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
         n = ff_vxlan_input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_TX);
     if (port->ops->rx_done != NULL)
         port->ops->rx_done(port, queue);
+    ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX_DONE);
+    ff_sample_end(&w->sample, &w->stats, got);
+    now = rte_rdtsc();
+    q->rx_cycles += now - w->mark;
+    w->mark = now;
     return got;
 }
 
@@ -58,6 +68,11 @@ static unsigned int poll_all(struct ff_worker *w, bool busy) {
             e->skip--;
             continue;
         }
+        if (unlikely(e->gated)) {
+            if (!ff_poll_open(e))
+                continue;
+            e->gated = false;
+        }
         n = poll_queue(w, e->port, e->queue);
         total += n;
         if (n > 0) {
@@ -70,29 +85,6 @@ static unsigned int poll_all(struct ff_worker *w, bool busy) {
     return total;
 }
 
-static void sleep_ns(struct ff_worker *w, uint32_t ns) {
-    struct timespec t = {.tv_nsec = ns};
-
-    w->stats.sleeps++;
-    rte_rcu_qsbr_thread_offline(ff.rcu, w->index);
-    nanosleep(&t, NULL);
-    rte_rcu_qsbr_thread_online(ff.rcu, w->index);
-}
-
-/* Nothing to do since `since`: spin, then sleep for growing times. */
-static void idle(struct ff_worker *w, uint64_t since, uint32_t *ns) {
-    uint32_t spin_us = atomic_load_explicit(&ff.spin_us, memory_order_relaxed);
-    uint32_t sleep_us = atomic_load_explicit(&ff.sleep_us, memory_order_relaxed);
-
-    if (sleep_us == 0 || w->now - since < (uint64_t)spin_us * ff.tsc_hz / 1000000) {
-        rte_pause();
-        *ns = SLEEP_FIRST_NS;
-        return;
-    }
-    sleep_ns(w, *ns);
-    *ns = RTE_MIN(*ns * 2, sleep_us * 1000);
-}
-
 static void clock_update(struct ff_worker *w) {
     struct timespec t;
 
@@ -102,15 +94,14 @@ static void clock_update(struct ff_worker *w) {
 
 int ff_worker_main(void *arg) {
     struct ff_worker *w = arg;
-    uint64_t last_work, next_clock = 0;
-    uint32_t ns = SLEEP_FIRST_NS;
+    uint64_t next_clock = 0;
     bool busy = false;
 
-    /* else every nanosleep takes 50 µs longer than asked */
+    /* else every timed sleep takes 50 µs longer than asked */
     (void)prctl(PR_SET_TIMERSLACK, 1000UL);
     rte_rcu_qsbr_thread_register(ff.rcu, w->index);
     rte_rcu_qsbr_thread_online(ff.rcu, w->index);
-    last_work = w->now = rte_rdtsc();
+    w->idle_since = w->now = rte_rdtsc();
     while (!atomic_load_explicit(&ff.stop, memory_order_relaxed)) {
         uint64_t top = w->now;
         unsigned int n;
@@ -120,6 +111,7 @@ int ff_worker_main(void *arg) {
             next_clock = w->now + ff.tsc_hz / 8;
         }
         n = ff_upcall_commands(w);
+        w->mark = unlikely(n > 0) ? rte_rdtsc() : top;
         n += poll_all(w, busy);
         if (unlikely(w->signal)) {
             w->signal = false;
@@ -136,11 +128,8 @@ int ff_worker_main(void *arg) {
         if (busy) {
             w->stats.busy_loops++;
             w->stats.busy_cycles += w->now - top;
-            last_work = w->now;
-        } else {
-            idle(w, last_work, &ns);
-            w->now = rte_rdtsc();
         }
+        ff_idle(w, busy);
     }
     rte_rcu_qsbr_thread_offline(ff.rcu, w->index);
     rte_rcu_qsbr_thread_unregister(ff.rcu, w->index);

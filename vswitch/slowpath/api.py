@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from vswitch import __version__
@@ -26,20 +26,21 @@ from vswitch.slowpath.types import ActionType, Flow
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WAIT_MAX_S = 3600.0
-# How long an idle worker spins before it begins to sleep.
-SPIN_US = 50
-IDLE_SLEEP_MAX_US = 100_000
+IDLE_MAX_US = 100_000
 
+_SWITCH = {"true": True, "false": False}
 _DIRECTIONS = {"both": TAP_RX | TAP_TX, "rx": TAP_RX, "tx": TAP_TX}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `ffswitch set` changes of the switch as a whole. Times in seconds, idle_sleep in µs."""
+    """What `ffswitch set` changes of the switch as a whole. Times in seconds, idle_spin and idle_sleep in µs."""
 
     mac_age: float = 300.0
     flow_idle: float = 10.0
-    idle_sleep: int = 100
+    idle_spin: int = 50  # an idle worker sleeps after so long
+    idle_sleep: int = 100  # and so long at most, when nothing can wake it; 0: it never sleeps
+    auto_lb: bool = True  # receive queues move between workers by load
     log_level: str = "info"
 
 
@@ -55,8 +56,12 @@ def change_settings(settings: Settings, values: object) -> Settings:
             if value not in LOG_LEVELS:
                 raise BadParams(f"log_level: {str(value)[:60]!r} is none of {', '.join(LOG_LEVELS)}")
             settings = replace(settings, log_level=value)
+        elif key == "idle_spin":
+            settings = replace(settings, idle_spin=whole_number(0, IDLE_MAX_US)(key, value))
         elif key == "idle_sleep":
-            settings = replace(settings, idle_sleep=whole_number(0, IDLE_SLEEP_MAX_US)(key, value))
+            settings = replace(settings, idle_sleep=whole_number(0, IDLE_MAX_US)(key, value))
+        elif key == "auto_lb":
+            settings = replace(settings, auto_lb=flag({key: _SWITCH.get(str(value).lower(), value)}, key))
         elif key == "mac_age":
             settings = replace(settings, mac_age=number(key, value, 1, 86400))
         else:
@@ -91,6 +96,8 @@ class Api:
             "switch.set": Method(self._switch_set, frozenset({"values"})),
             "show": Method(self._show),
             "stats": Method(self._stats, port),
+            "workers": Method(self._workers),
+            "rebalance": Method(self._rebalance),
             "flow.dump": Method(self._flow_dump, port),
             "flow.flush": Method(self._flow_flush),
             "fdb.dump": Method(self._fdb_dump, port),
@@ -114,6 +121,7 @@ class Api:
             "ips": list(told_ips(entry.config)),
             "vni": entry.config.vni,
             "endpoint": self._overlay.placement(entry),
+            "warnings": self._switch.port_warnings(entry),
         }
         if not entry.id:
             return result | {"driver": "", "rx_queues": 0, "tx_queues": 0, "features": 0, "stats": stats.NO_TRAFFIC}
@@ -153,7 +161,8 @@ class Api:
         """Tell everyone concerned."""
         self._switch.core.mac_age = self._settings.mac_age
         self._switch.core.flow_idle = self._settings.flow_idle
-        self._switch.fast_path.idle_set(SPIN_US, self._settings.idle_sleep)
+        self._switch.fast_path.idle_set(self._settings.idle_spin, self._settings.idle_sleep)
+        self._switch.workers.auto_lb = self._settings.auto_lb
         logging.getLogger().setLevel(self._settings.log_level.upper())
 
     async def _show(self, params: Params, client: Client) -> object:
@@ -178,7 +187,40 @@ class Api:
             "ports": {e.config.name: stats.port_to_json(fast_path.port_stats(e.id)) for e in entries if e.id},
             "workers": [stats.worker_to_json(worker) for worker in fast_path.worker_stats()],
             "totals": self._totals(),
+            "warnings": self._warnings(entries),
+            "time_s": time.monotonic(),
+            "tsc_hz": fast_path.tsc_hz,
         }
+
+    def _warnings(self, entries: Iterable[PortEntry]) -> list[str]:
+        found = [f"port {e.config.name}: {warning}" for e in entries for warning in self._switch.port_warnings(e)]
+        return found + self._switch.worker_warnings()
+
+    async def _workers(self, params: Params, client: Client) -> object:
+        workers = self._switch.workers
+        stats_and_loads = zip(self._switch.fast_path.worker_stats(), workers.loads(), strict=True)
+        return {
+            "workers": [
+                {"cpu": worker.cpu, "load_pct": _percent(load), "sleeps": worker.sleeps}
+                for worker, load in stats_and_loads
+            ],
+            "queues": [
+                {
+                    "port": self._switch.port_label(rxq.port_id),
+                    "queue": rxq.queue,
+                    "worker": rxq.worker,
+                    "load_pct": _percent(rxq.load),
+                    "pinned": rxq.pinned,
+                }
+                for rxq in workers.rxqs()
+            ],
+        }
+
+    async def _rebalance(self, params: Params, client: Client) -> object:
+        return [
+            {"port": self._switch.port_label(move.port_id), "queue": move.queue, "worker": move.worker}
+            for move in self._switch.workers.rebalance()
+        ]
 
     # ---- ports ------------------------------------------------------------
 
@@ -285,6 +327,10 @@ class Api:
         finally:
             taps.unsubscribe(subscription)
             capture.end()
+
+
+def _percent(share: float) -> float:
+    return round(100.0 * share, 1)
 
 
 def _concerns(flow: Flow, port_id: int) -> bool:

@@ -20,7 +20,7 @@ import sdnotify
 
 from vswitch import __version__
 from vswitch.slowpath import drivers, eal, state
-from vswitch.slowpath.api import IDLE_SLEEP_MAX_US, LOG_LEVELS, Api, Settings
+from vswitch.slowpath.api import IDLE_MAX_US, LOG_LEVELS, Api, Settings
 from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, StartError
@@ -207,11 +207,11 @@ def _start_logging(level: str) -> None:
 @click.option("--flow-idle", type=click.FloatRange(1, 86400), default=10, show_default=True, metavar="SECS")
 @click.option(
     "--idle-sleep",
-    type=click.IntRange(0, IDLE_SLEEP_MAX_US),
+    type=click.IntRange(0, IDLE_MAX_US),
     default=100,
     show_default=True,
     metavar="US",
-    help="Longest sleep of an idle worker; 0: it never sleeps.",
+    help="Longest sleep of an idle worker that nothing can wake; 0: it never sleeps.",
 )
 @click.option("--controller", metavar="HOST:PORT,...", help="Controllers; any one of them will do.")
 @click.option("--host-name", metavar="NAME", help="What controllers call this host.  [default: the machine's name]")
@@ -252,7 +252,7 @@ def main(  # noqa: PLR0917 (click passes them by name)
         cpus=chosen,
         memory=eal.choose_memory(memory, no_huge or None, mbufs, eal.free_huge_mb()),
         mbufs=mbufs,
-        settings=Settings(mac_age, flow_idle, idle_sleep, log_level),
+        settings=Settings(mac_age, flow_idle, idle_sleep=idle_sleep, log_level=log_level),
         controller=Controller(controller, host_name or socket.gethostname(), join_token or "", state_dir.absolute())
         if controller
         else None,

@@ -8,12 +8,12 @@ for one thread, asyncio's. Nothing here decides anything.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
+from vswitch.slowpath.packing import pack_actions, pack_key, unpack_key
 from vswitch.slowpath.types import (
     Action,
     ActionType,
@@ -22,10 +22,12 @@ from vswitch.slowpath.types import (
     Flow,
     FlowStats,
     Key,
+    PerfStats,
     PortConfig,
     PortState,
     PortType,
     Remote,
+    Suspect,
     Upcall,
     Uplink,
 )
@@ -34,14 +36,14 @@ TAP_RX: int = lib.FF_TAP_RX
 TAP_TX: int = lib.FF_TAP_TX
 TAP_TRACE: int = lib.FF_TAP_TRACE
 DROP_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_drop_name(i)).decode() for i in range(lib.FF_DROP_MAX))
+FAULT_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_fault_name(i)).decode() for i in range(lib.FF_FAULT_MAX))
+STAGE_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_stage_name(i)).decode() for i in range(lib.FF_STAGE_MAX))
 
 UPCALL_BATCH = 64
 EVENT_BATCH = 64
 TAP_BATCH = 256
+SUSPECTS_MAX = 4096
 TAP_BYTES = 1 << 20
-
-# struct ff_key. Addresses, eth_type and L4 ports are big-endian, the rest native (x86: little).
-_KEY_HEAD = struct.Struct("<6s6s2sH2H2H4B2s2s16s16s")
 
 
 _PORT_TYPES = {
@@ -79,11 +81,26 @@ class QueueStats(NamedTuple):
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    tx_full: int
+    rx_cycles: int
+
+
+class Rxq(NamedTuple):
+    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far."""
+
+    port_id: int
+    queue: int
+    worker: int
+    packets: int
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True)
 class PortStats:
-    """Counters of one port: summed over workers, and `workers[i]` of each worker alone."""
+    """Counters of one port: summed over workers, and `workers[i]` of each worker alone.
+
+    `drops` and `faults` hold the reasons that occurred.
+    """
 
     rx_packets: int
     rx_bytes: int
@@ -92,6 +109,7 @@ class PortStats:
     replicated: int
     upcalls: int
     drops: dict[str, int]
+    faults: dict[str, int]
     queues: tuple[QueueStats, ...]
     injected: int = 0
     encapsulated: int = 0
@@ -109,6 +127,7 @@ class WorkerStats(NamedTuple):
     hits: int
     misses: int
     parked: int
+    perf: PerfStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,56 +145,16 @@ class TapRecord:
     actions: tuple[Action, ...]
 
 
-def _pack_key(key: Key) -> bytes:
-    return _KEY_HEAD.pack(
-        key.eth_dst,
-        key.eth_src,
-        key.eth_type.to_bytes(2, "big"),
-        key.in_port,
-        *key.vlan_tpid,
-        *key.vlan_tci,
-        key.ip_proto,
-        key.ip_tos,
-        key.ip_frag,
-        key.tcp_flags,
-        key.l4_src.to_bytes(2, "big"),
-        key.l4_dst.to_bytes(2, "big"),
-        key.ip_src,
-        key.ip_dst,
-    )
-
-
-def _unpack_key(raw: Any) -> Key:
-    (dst, src, etype, in_port, tpid0, tpid1, tci0, tci1, proto, tos, frag, flags, sport, dport, ip_src, ip_dst) = (
-        _KEY_HEAD.unpack(ffi.buffer(raw))
-    )
-    return Key(
-        dst,
-        src,
-        int.from_bytes(etype, "big"),
-        in_port,
-        (tpid0, tpid1),
-        (tci0, tci1),
-        proto,
-        tos,
-        frag,
-        flags,
-        int.from_bytes(sport, "big"),
-        int.from_bytes(dport, "big"),
-        ip_src,
-        ip_dst,
-    )
-
-
-def _pack_actions(actions: Sequence[Action]) -> Any:
-    packed = ffi.new("struct ff_action[]", max(len(actions), 1))
-    for c_action, action in zip(packed, actions, strict=False):
-        c_action.type, c_action.arg, c_action.tpid = action.type, action.arg, action.tpid
-    return packed
-
-
 def _text(chars: Any) -> str:
     return bytes(ffi.string(chars)).decode(errors="replace")
+
+
+def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
+
+
+def _named(names: tuple[str, ...], counts: Any) -> dict[str, int]:
+    return {names[number]: count for number, count in enumerate(counts) if count}
 
 
 def _add(a: PortStats, b: PortStats) -> PortStats:
@@ -186,7 +165,8 @@ def _add(a: PortStats, b: PortStats) -> PortStats:
         a.tx_bytes + b.tx_bytes,
         a.replicated + b.replicated,
         a.upcalls + b.upcalls,
-        {reason: a.drops.get(reason, 0) + b.drops.get(reason, 0) for reason in {**a.drops, **b.drops}},
+        _sum(a.drops, b.drops),
+        _sum(a.faults, b.faults),
         tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
         a.injected + b.injected,
         a.encapsulated + b.encapsulated,
@@ -203,6 +183,7 @@ class FastPath:
         self._events = ffi.new("struct ff_event[]", EVENT_BATCH)
         self._taps = ffi.new("struct ff_tap_rec[]", TAP_BATCH)
         self._tap_bytes = ffi.new("uint8_t[]", TAP_BYTES)
+        self._suspects = ffi.new("struct ff_suspect[]", SUSPECTS_MAX)
         self._tap_lost = ffi.new("uint64_t *")
         self._log = ffi.new("char[]", 65537)
         self._queues: dict[int, int] = {}
@@ -238,7 +219,7 @@ class FastPath:
         """What the parser makes of a frame; needs no EAL."""
         key = ffi.new("struct ff_key *")
         drop = Drop(lib.ff_parse(ffi.from_buffer(frame), len(frame), in_port, key))
-        return _unpack_key(key) if drop is Drop.NONE else drop
+        return unpack_key(key) if drop is Drop.NONE else drop
 
     @property
     def n_workers(self) -> int:
@@ -319,8 +300,11 @@ class FastPath:
 
     @staticmethod
     def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
-        queues = tuple(QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes) for q in s.queue[0:n_queues])
-        rx_packets, rx_bytes, tx_packets, tx_bytes = (sum(column) for column in zip(*queues, strict=True))
+        queues = tuple(
+            QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes, q.tx_full, q.rx_cycles)
+            for q in s.queue[0:n_queues]
+        )
+        rx_packets, rx_bytes, tx_packets, tx_bytes, *_ = (sum(column) for column in zip(*queues, strict=True))
         return PortStats(
             rx_packets,
             rx_bytes,
@@ -328,7 +312,8 @@ class FastPath:
             tx_bytes,
             s.replicated,
             s.upcalls,
-            {DROP_NAMES[reason]: count for reason, count in enumerate(s.drop) if count},
+            _named(DROP_NAMES, s.drop),
+            _named(FAULT_NAMES, s.fault),
             queues,
             s.injected,
             s.encapsulated,
@@ -338,13 +323,57 @@ class FastPath:
     def worker_stats(self) -> list[WorkerStats]:
         stats = [lib.ff_worker_stats(i) for i in range(self.n_workers)]
         return [
-            WorkerStats(s.cpu, s.loops, s.busy_loops, s.sleeps, s.busy_cycles, s.packets, s.hits, s.misses, s.parked)
+            WorkerStats(
+                s.cpu,
+                s.loops,
+                s.busy_loops,
+                s.sleeps,
+                s.busy_cycles,
+                s.packets,
+                s.hits,
+                s.misses,
+                s.parked,
+                PerfStats(
+                    s.bursts,
+                    s.sampled_packets,
+                    dict(zip(STAGE_NAMES, s.stage_cycles, strict=True)),
+                    s.verdicts,
+                    s.verdict_cycles,
+                ),
+            )
             for s in stats
+        ]
+
+    def worker_asleep(self, worker: int) -> bool:
+        """Whether a worker sleeps now, and therefore makes no loops."""
+        return bool(lib.ff_worker_asleep(worker))
+
+    def suspects(self) -> list[Suspect]:
+        """Queues that may be wedged: that refused frames some time, or were enabled without having been set up."""
+        n = lib.ff_suspects(self._suspects, SUSPECTS_MAX)
+        return [
+            Suspect(s.port_id, s.queue, bool(s.receive_unstarted), bool(s.transmit_unstarted), s.accepted, s.refused)
+            for s in self._suspects[0:n]
         ]
 
     @property
     def tsc_hz(self) -> int:
         return int(lib.ff_tsc_hz())
+
+    # ---- workers ----
+
+    def rxqs(self) -> list[Rxq]:
+        """The receive queues of all ports, by port and queue."""
+        room = sum(self._queues.values())
+        found = ffi.new("struct ff_rxq[]", max(room, 1))
+        n = min(lib.ff_rxq_list(found, room), room)
+        return [Rxq(r.port_id, r.queue, r.worker, r.packets, r.cycles) for r in found[0:n]]
+
+    def rxq_move(self, port_id: int, queue: int, worker: int) -> None:
+        """Gives a receive queue to a worker; packets of one queue stay in order. Raises FastPathError."""
+        rc = lib.ff_rxq_move(port_id, queue, worker)
+        if rc < 0:
+            raise FastPathError(f"queue {queue} cannot move to worker {worker}: {os.strerror(-rc)}")
 
     # ---- flows ----
 
@@ -356,9 +385,9 @@ class FastPath:
         specs = ffi.new("struct ff_flow_spec[]", max(len(flows), 1))
         keep = []
         for spec, flow in zip(specs, flows, strict=False):
-            ffi.buffer(ffi.addressof(spec, "key"))[:] = _pack_key(flow.key)
-            ffi.buffer(ffi.addressof(spec, "mask"))[:] = _pack_key(flow.mask)
-            actions = _pack_actions(flow.actions)
+            ffi.buffer(ffi.addressof(spec, "key"))[:] = pack_key(flow.key)
+            ffi.buffer(ffi.addressof(spec, "mask"))[:] = pack_key(flow.mask)
+            actions = pack_actions(flow.actions)
             keep.append(actions)
             spec.actions, spec.n_actions = actions, len(flow.actions)
         ids = ffi.new("uint64_t[]", max(len(flows), 1))
@@ -380,7 +409,7 @@ class FastPath:
     def flow_lookup(self, key: Key) -> int:
         """The id of the flow that a packet with this key would hit now, or 0."""
         c_key = ffi.new("struct ff_key *")
-        ffi.buffer(c_key)[:] = _pack_key(key)
+        ffi.buffer(c_key)[:] = pack_key(key)
         return int(lib.ff_flow_lookup(c_key))
 
     # ---- upcalls ----
@@ -389,7 +418,7 @@ class FastPath:
         """Packets that wait for a verdict; call when upcall_fd is readable."""
         n = lib.ff_upcall_drain(self._upcalls, UPCALL_BATCH)
         return [
-            Upcall(u.id, _unpack_key(ffi.addressof(u, "key")), bytes(ffi.buffer(u.head, u.head_len)), u.frame_len)
+            Upcall(u.id, unpack_key(ffi.addressof(u, "key")), bytes(ffi.buffer(u.head, u.head_len)), u.frame_len)
             for u in self._upcalls[0:n]
         ]
 
@@ -399,7 +428,7 @@ class FastPath:
         c_verdicts = ffi.new("struct ff_verdict[]", max(len(todo), 1))
         keep = []
         for c_verdict, verdict in zip(c_verdicts, todo, strict=False):
-            actions = _pack_actions(verdict.actions)
+            actions = pack_actions(verdict.actions)
             keep.append(actions)
             c_verdict.id, c_verdict.actions, c_verdict.n_actions = verdict.upcall_id, actions, len(verdict.actions)
         lib.ff_upcall_finish(c_verdicts, len(todo))

@@ -164,19 +164,20 @@ def _parse_ipv4(packet: bytes, fields: _Fields) -> Drop:
 
 
 def _parse_ipv6(packet: bytes, fields: _Fields) -> Drop:
-    """RFC 8200. A jumbogram (RFC 2675) is refused: no port has an MTU for it."""
+    """RFC 8200; length 0 as with IPv4. A jumbogram (RFC 2675) is refused: no port has an MTU for it."""
     if len(packet) < 40 or packet[0] >> 4 != 6:
         return Drop.MALFORMED_IPV6
-    payload_len = _be16(packet, 4)
+    told_len = _be16(packet, 4)
+    payload_len = told_len or len(packet) - 40
     if payload_len > len(packet) - 40:
         return Drop.MALFORMED_IPV6
     fields.ip_tos = (packet[0] & 0xF) << 4 | packet[1] >> 4
     fields.ip_src = packet[8:24]
     fields.ip_dst = packet[24:40]
-    return _parse_ipv6_payload(packet[6], packet[40 : 40 + payload_len], fields)
+    return _parse_ipv6_payload(packet[6], packet[40 : 40 + payload_len], fields, super_frame=told_len == 0)
 
 
-def _parse_ipv6_payload(next_header: int, payload: bytes, fields: _Fields) -> Drop:
+def _parse_ipv6_payload(next_header: int, payload: bytes, fields: _Fields, super_frame: bool) -> Drop:
     """RFC 8200 section 4: the extension headers, then what they lead to."""
     extensions = 0
     while next_header in IPV6_EXTENSIONS and not fields.ip_frag & FRAG_LATER:
@@ -199,7 +200,7 @@ def _parse_ipv6_payload(next_header: int, payload: bytes, fields: _Fields) -> Dr
         next_header = payload[0]
         payload = payload[header_len:]
     fields.ip_proto = next_header
-    return _parse_l4(payload, fields, super_frame=False)
+    return _parse_l4(payload, fields, super_frame)
 
 
 def _has_jumbo_option(options: bytes) -> bool:

@@ -23,6 +23,7 @@ SOCKET_PATH_MAX = 107
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+_AFFINITY = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
 _DECIMAL = re.compile(r"[0-9]{1,10}")
 _PORT_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=[A-Za-z0-9_.-]{0,63}")
 
@@ -191,6 +192,24 @@ def _devargs(key: str, value: object) -> str:
     return devargs
 
 
+def rxq_affinity(config: PortConfig) -> dict[int, int]:
+    """The worker of each receive queue that is bound to one."""
+    pairs = (item.split(":") for item in config.rxq_affinity.split(",") if item)
+    return {int(queue): int(worker) for queue, worker in pairs}
+
+
+def _rxq_affinity(key: str, value: object) -> str:
+    pairs: dict[int, int] = {}
+    for item in _items(key, _text(key, value)):
+        match = _AFFINITY.fullmatch(str(item))
+        if not match:
+            raise BadParams(f"{key}: {_show(item)} is not QUEUE:WORKER, as in 0:1,1:0")
+        if int(match[1]) in pairs:
+            raise BadParams(f"{key}: queue {int(match[1])} is there twice")
+        pairs[int(match[1])] = int(match[2])
+    return ",".join(f"{queue}:{worker}" for queue, worker in sorted(pairs.items()))
+
+
 _READERS: dict[str, Callable[[str, object], object]] = {
     "name": port_name,
     "type": _type,
@@ -210,6 +229,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "mirror": _mirror,
     "mac_quota": whole_number(0, 1_000_000),
     "upcall_budget": whole_number(1, 65535),
+    "rxq_affinity": _rxq_affinity,
     "uplink": _interfaces,
     "uplink_gateway": _ips,
     "assigned_mac": _mac,
@@ -217,7 +237,8 @@ _READERS: dict[str, Callable[[str, object], object]] = {
 }
 
 _ASSIGNED = frozenset({"assigned_mac", "assigned_ips"})
-ADD_KEYS = frozenset(_READERS) - _ASSIGNED - {"mirror", "mac_quota", "upcall_budget", "uplink", "uplink_gateway"}
+_SET_ONLY = frozenset({"mirror", "mac_quota", "upcall_budget", "rxq_affinity", "uplink", "uplink_gateway"})
+ADD_KEYS = frozenset(_READERS) - _ASSIGNED - _SET_ONLY
 SET_KEYS = frozenset(_READERS) - _ASSIGNED - {"name", "type", "socket", "role", "devargs", "queues"}
 
 

@@ -52,7 +52,7 @@ class Counters:
 
 
 def port_to_json(stats: PortStats) -> dict[str, object]:
-    """A port's counters, in all and of each worker; of its drop reasons those that occurred."""
+    """A port's counters, in all and of each worker; of its drop reasons and faults those that occurred."""
     return {
         "rx_packets": stats.rx_packets,
         "rx_bytes": stats.rx_bytes,
@@ -64,6 +64,7 @@ def port_to_json(stats: PortStats) -> dict[str, object]:
         "decapsulated": stats.decapsulated,
         "upcalls": stats.upcalls,
         "drops": stats.drops,
+        "faults": stats.faults,
         "queues": [queue._asdict() for queue in stats.queues],
         "workers": [port_to_json(worker) for worker in stats.workers],
     }
@@ -71,7 +72,8 @@ def port_to_json(stats: PortStats) -> dict[str, object]:
 
 def worker_to_json(stats: WorkerStats) -> dict[str, object]:
     """A worker's counters, and how much of its loops found packets."""
-    return stats._asdict() | {"busy_pct": round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)}
+    busy = round(100.0 * stats.busy_loops / max(stats.loops, 1), 1)
+    return stats._asdict() | {"busy_pct": busy, "perf": stats.perf._asdict()}
 
 
 def traffic(stats: PortStats) -> dict[str, int]:

@@ -23,6 +23,7 @@ from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.install import Installer
 from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.ports import change_port, differences
+from vswitch.slowpath.progress import Progress, Subject
 from vswitch.slowpath.stats import Counters
 from vswitch.slowpath.taps import TapHub
 from vswitch.slowpath.types import (
@@ -37,6 +38,7 @@ from vswitch.slowpath.types import (
     PortState,
     PortType,
 )
+from vswitch.slowpath.workers import Workers
 
 log = logging.getLogger(__name__)
 dpdk_log = logging.getLogger("dpdk")
@@ -95,6 +97,7 @@ class Switch:
         self.run_dir = run_dir
         self.flows = Installer(fast_path)
         self.taps = TapHub(fast_path)
+        self.workers = Workers(fast_path, self._config_of, clock)
         self.ports: dict[str, PortEntry] = {}
         self._by_id: dict[int, PortEntry] = {}
         self._state_file = run_dir / "state.json"
@@ -102,6 +105,7 @@ class Switch:
         self._clock = clock
         self._changed = asyncio.Event()
         self.watchers: list[Callable[[str], None]] = []  # told the name of each port that comes, goes or changes
+        self._progress = Progress()
 
     # ---- ports --------------------------------------------------------------
 
@@ -111,6 +115,10 @@ class Switch:
             return self.ports[name]
         except KeyError:
             raise SwitchError(f"there is no port {name}: `ffswitch list-ports` shows those there are") from None
+
+    def _config_of(self, port_id: int) -> PortConfig | None:
+        entry = self._by_id.get(port_id)
+        return entry.config if entry else None
 
     def port_label(self, port_id: int) -> str:
         """The name of a port by its number, for people."""
@@ -188,7 +196,16 @@ class Switch:
         undo.callback(self._detach, entry)
         self.flows.execute(commands)
         self.taps.port_added(port_id)
+        self._pin(entry)
         self._tell_change()
+
+    def _pin(self, entry: PortEntry) -> None:
+        """Bind a new port's queues; the state file may be that of a switch with more workers."""
+        try:
+            self.workers.check(entry.config)
+            self.workers.pin(entry.id, entry.config)
+        except (FastPathError, SwitchError) as error:
+            log.warning("port %s: %s; its queues are placed by load", entry.config.name, error)
 
     def _detach(self, entry: PortEntry) -> None:
         """Take a port out of everything but the fast path, so that no flow leads to it any more."""
@@ -238,6 +255,8 @@ class Switch:
         config = change_port(entry.config, values)
         if config.mirror not in ("", entry.config.mirror):
             self.port(config.mirror)
+        if config.rxq_affinity != entry.config.rxq_affinity:
+            self.workers.check(config)
         return self._replace(entry, config)
 
     def assign(self, name: str, mac: str, ips: tuple[str, ...]) -> PortEntry:
@@ -261,6 +280,8 @@ class Switch:
             raise SwitchError(f"port {name}: {error}") from None
         if entry.id:
             self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
+            if config.rxq_affinity != before.rxq_affinity:
+                self._pin(entry)
         self._tell_watchers(name)
         return entry
 
@@ -376,12 +397,35 @@ class Switch:
             self.flows.execute(self.core.flow_stats(counters, self._clock()))
             await asyncio.sleep(0)
         self._pass_log()
+        self.workers.tick()
         now = self._clock()
+        self._look_for_wedged(now)
         self.flows.execute(self.core.tick(now))
         for entry in [e for e in self.ports.values() if not e.id and e.retry_at <= now]:
             self._reopen(entry)
 
+    def _look_for_wedged(self, now: float) -> None:
+        asleep = self.fast_path.worker_asleep
+        workers = enumerate(self.fast_path.worker_stats())
+        loops = [None if asleep(number) else worker.loops for number, worker in workers]
+        begun, ended = self._progress.look(now, self.fast_path.suspects(), loops)
+        for subject in begun:
+            log.warning("%s%s", self._of_port(subject), subject)
+        for subject in ended:
+            log.info("%sover: %s", self._of_port(subject), subject)
+
+    def _of_port(self, subject: Subject) -> str:
+        return f"port {self.port_label(subject.port_id)}: " if subject.port_id else ""
+
     # ---- for the command line ---------------------------------------------------
+
+    def port_warnings(self, entry: PortEntry) -> list[str]:
+        """What is wrong with a port although it is ready, a line each."""
+        return [str(subject) for subject in self._progress.wedged(entry.id)] if entry.id else []
+
+    def worker_warnings(self) -> list[str]:
+        """Which workers hang, a line each."""
+        return [str(subject) for subject in self._progress.wedged(0)]
 
     def counters(self) -> Counters:
         """What all ports have counted, those that exist no more included."""

@@ -26,31 +26,32 @@ class Drop(IntEnum):
     MALFORMED_TCP = 8
     MALFORMED_UDP = 9
     MALFORMED_ICMP = 10
-    POLICY = 11
-    VLAN = 12
-    RESERVED_MAC = 13
-    SAME_PORT = 14
-    NO_DEST = 15
-    MOVE_HOLD = 16
-    MAC_QUOTA = 17
-    SPOOFED = 18
-    DENIED = 19
-    ANSWERED = 20
-    NO_ENDPOINT = 21
-    NOT_TUNNEL = 22
-    TUNNEL_MTU = 23
-    TUNNEL_MALFORMED = 24
-    TUNNEL_VNI = 25
-    TUNNEL_PEER = 26
-    TUNNEL_ECN = 27
-    UPCALL_BUDGET = 28
-    UPCALL_FULL = 29
-    NO_COPY = 30
-    PORT_GONE = 31
-    PORT_DOWN = 32
-    RING_FULL = 33
-    TX_OVERSIZE = 34
-    TUNNEL_DOWN = 35
+    BAD_OFFLOAD = 11
+    POLICY = 12
+    VLAN = 13
+    RESERVED_MAC = 14
+    SAME_PORT = 15
+    NO_DEST = 16
+    MOVE_HOLD = 17
+    MAC_QUOTA = 18
+    SPOOFED = 19
+    DENIED = 20
+    ANSWERED = 21
+    NO_ENDPOINT = 22
+    NOT_TUNNEL = 23
+    TUNNEL_MTU = 24
+    TUNNEL_MALFORMED = 25
+    TUNNEL_VNI = 26
+    TUNNEL_PEER = 27
+    TUNNEL_ECN = 28
+    UPCALL_BUDGET = 29
+    UPCALL_FULL = 30
+    NO_COPY = 31
+    PORT_GONE = 32
+    PORT_DOWN = 33
+    RING_FULL = 34
+    TX_OVERSIZE = 35
+    TUNNEL_DOWN = 36
 
     @property
     def label(self) -> str:
@@ -168,6 +169,7 @@ class PortConfig:
     uplink_gateway: tuple[str, ...] = ()  # the way to tunnel ends elsewhere, where no kernel knows one
     assigned_mac: str = ""  # what the controller gave, which goes before `mac` and `ips`
     assigned_ips: tuple[str, ...] = ()
+    rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,3 +315,24 @@ class FdbEntry:
     held_until: float = 0.0  # > now: moves are refused
     static: bool = False
     ips: tuple[str, ...] = field(default=())
+
+
+class Suspect(NamedTuple):
+    """A queue that may be wedged; receive and transmit are the front-end's."""
+
+    port_id: int
+    queue: int
+    receive_unstarted: bool
+    transmit_unstarted: bool
+    accepted: int
+    refused: int
+
+
+class PerfStats(NamedTuple):
+    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
+
+    bursts: int
+    sampled_packets: int
+    stage_cycles: dict[str, int]
+    verdicts: int
+    verdict_cycles: int

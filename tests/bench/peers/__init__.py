@@ -11,7 +11,7 @@ from tests.bench.stats import OwnCount
 
 
 class Peer(Protocol):
-    """A switch that forwards between vhost-user ports, one poll thread on one CPU.
+    """A switch that forwards between vhost-user ports.
 
     It is a context manager: started (without ports) on entry, gone on exit.
     """
@@ -31,11 +31,15 @@ class Peer(Protocol):
 
     @property
     def pids(self) -> Sequence[int]:
-        """Its processes, the one with the poll thread first."""
+        """Its processes, the one with the poll threads first."""
 
     @property
     def poll_prefix(self) -> str:
-        """How the name of the poll thread starts."""
+        """How the names of its poll threads start."""
+
+    @property
+    def poll_count(self) -> int:
+        """How many poll threads it has."""
 
     def own_count(self) -> OwnCount | None:
         """Its own count of busy cycles and packets so far; None when it keeps none."""

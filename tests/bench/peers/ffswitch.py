@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ffswitch itself: the daemon with its default settings, driven over its control socket."""
+"""ffswitch itself: the daemon with its default settings but for those given, driven over its control socket."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ def program(name: str) -> Path:
 
 
 class FfSwitch:
+    """options: further ones of ffswitchd's command line."""
+
     name = "ffswitch"
     poll_prefix = "rte-worker"
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, *, workers: int = 1, options: Sequence[str] = ()) -> None:
+        self.poll_count = workers
         self._environment = environment
+        self._options = options
         self._directory = environment.directory / "run"
         self.env = environment.env | {"FFSWITCH_RUN_DIR": str(self._directory)}
         self._process: Process | None = None
@@ -35,7 +39,16 @@ class FfSwitch:
     def __enter__(self) -> Self:
         environment = self._environment
         self._directory.mkdir()
-        argv: list[str | Path] = [program("ffswitchd"), "--workers", "1", "--cpus", str(environment.cpus.switch)]
+        # Workers want a CPU each; where there are too few, they are moved together afterwards.
+        cpus = ",".join(map(str, environment.cpus.both[: self.poll_count]))
+        argv: list[str | Path] = [
+            program("ffswitchd"),
+            "--workers",
+            str(self.poll_count),
+            "--cpus",
+            cpus,
+            *self._options,
+        ]
         if not environment.huge:
             argv.append("--no-huge")
         self._process = Process("ffswitchd", argv, environment.directory / "ffswitchd.log", env=self.env)

@@ -29,6 +29,7 @@ class Ovs:
     """flows: explicit flows from port to port, else NORMAL (a learning switch)."""
 
     poll_prefix = "pmd-c"
+    poll_count = 1
 
     def __init__(self, environment: Environment, name: str, *, flows: bool) -> None:
         self.name = name
@@ -118,8 +119,8 @@ class Ovs:
             # Pools of the size that a port needs; the default is one of 262144 packets, whatever memory there is.
             "per-port-memory": "true",
             "dpdk-extra": " ".join(environment.memory_args(MEMORY_MB, self.name)),
-            "dpdk-lcore-mask": hex(1 << environment.cpus.generator),
-            "pmd-cpu-mask": hex(1 << environment.cpus.switch),
+            "dpdk-lcore-mask": hex(1 << environment.cpus.generator[0]),
+            "pmd-cpu-mask": hex(sum(1 << cpu for cpu in environment.cpus.switch)),
         }
         self._vsctl("--no-wait", "init")
         self._set(settings, "--no-wait")

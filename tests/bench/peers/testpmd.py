@@ -20,6 +20,7 @@ _CYCLES = re.compile(r"total cycles=(\d+) / total io packets=(\d+)")
 class Testpmd:
     name = "testpmd-io"
     poll_prefix = "rte-worker"
+    poll_count = 1
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -35,7 +36,7 @@ class Testpmd:
     def connect(self, sockets: Sequence[Path]) -> None:
         environment = self._environment
         # Its statistics go to a file, which stdio would buffer.
-        argv = ["stdbuf", "-oL", "dpdk-testpmd", *environment.lcores(environment.cpus.switch)]
+        argv = ["stdbuf", "-oL", "dpdk-testpmd", *environment.lcores(*environment.cpus.switch)]
         argv += environment.memory_args(MEMORY_MB, "testpmd")
         for index, path in enumerate(sockets):
             argv += ["--vdev", f"net_vhost{index},iface={path},client=1"]

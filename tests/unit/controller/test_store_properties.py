@@ -35,4 +35,4 @@ class SqliteMachine(StoreMachine):
 
 # Time enough for hypothesis to make a failure small.
 TestSqlite = pytest.mark.timeout(600)(SqliteMachine.TestCase)
-TestSqlite.settings = settings(max_examples=60, stateful_step_count=30)
+TestSqlite.settings = settings(max_examples=40, stateful_step_count=30)

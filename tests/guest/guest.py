@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtual machine under QEMU's emulation (no KVM needed), driven over its second serial port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+import socket
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tests.guest import image
+
+BOOT_SECONDS = 90.0  # of a guest on a busy machine; alone it takes 3
+RUN_SECONDS = 90.0
+STOP_SECONDS = 15.0
+OUTPUT_MAX = 1 << 20  # bytes of an answer
+CONSOLE_LINES = 60  # what an error shows of the console
+
+# What Linux says when a driver or a device has gone wrong, also where it carries on.
+T = TypeVar("T")
+
+TROUBLE = re.compile(r"BUG:|WARNING:|Oops|Kernel panic|id \d+ (is not a head|out of range)|NETDEV WATCHDOG")
+PANIC_TOLD = re.compile(r"end Kernel panic")  # after the trace
+NO_OFFLOADS = ("csum", "guest_csum", "gso", *(f"{end}_{kind}" for end in ("guest", "host") for kind in
+               ("tso4", "tso6", "ecn", "ufo")))  # fmt: skip
+
+
+class GuestError(Exception):
+    """A guest that failed: what, and the end of its console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A virtio-net interface on a vhost-user socket, where QEMU listens, or connects as a `client`.
+
+    `properties` go to QEMU's virtio-net-pci as they are, such as "packed=on".
+    """
+
+    socket: Path
+    mac: str
+    queues: int = 1
+    client: bool = False
+    offloads: bool = True
+    properties: Sequence[str] = ()
+
+    def arguments(self, name: str) -> list[str]:
+        """QEMU's arguments for the interface."""
+        role = "reconnect=1" if self.client else "server=on,wait=off"
+        # No MSI-X: with it, QEMU 7.2 crashes at the first interrupt that a vhost-user device enables without KVM. No
+        # boot ROM, which would cost time.
+        device = f"virtio-net-pci,netdev={name},mac={self.mac},vectors=0,romfile="
+        if self.queues > 1:
+            device += ",mq=on"
+        if not self.offloads:
+            device += "".join(f",{feature}=off" for feature in NO_OFFLOADS)
+        return [
+            *("-chardev", f"socket,id={name},path={self.socket},{role}"),
+            *("-netdev", f"vhost-user,id={name},chardev={name},queues={self.queues}"),
+            *("-device", ",".join([device, *self.properties])),
+        ]
+
+
+class Guest:
+    """A virtual machine, from `async with` on. It waits for the switch on each interface, then boots.
+
+    Interfaces are eth0, eth1, ... in the order of `nics`, and down.
+    """
+
+    def __init__(self, name: str, nics: Sequence[Nic], *, cpus: int = 1, memory_mb: int = 192) -> None:
+        self.name = name
+        self._nics = nics
+        self._cpus = cpus
+        self._memory_mb = memory_mb
+        self._console: deque[str] = deque(maxlen=CONSOLE_LINES)
+        self._trouble: list[str] = []
+        self._answers: dict[str, asyncio.Future[tuple[int, str]]] = {}
+        self._requests = 0
+        self._failure: GuestError | None = None
+        self._booted: asyncio.Future[None]
+        self._process: Process
+        self._agent: asyncio.StreamWriter
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._booted = asyncio.get_running_loop().create_future()
+        made = await asyncio.to_thread(image.prepare)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(made, theirs.fileno()),
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # an interrupt ends the test, which ends the guest
+            )
+        answers, self._agent = await asyncio.open_unix_connection(sock=ours, limit=OUTPUT_MAX)
+        self._tasks = [asyncio.create_task(self._read_console()), asyncio.create_task(self._read_answers(answers))]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._process.returncode is None:
+            await (self.stop() if kind is None else self.kill())
+
+    def _command(self, made: image.Image, agent: int) -> list[str]:
+        # On a busy host timer interrupts come late: without no_timer_check Linux takes them for broken and panics.
+        kernel_options = "console=ttyS0 loglevel=5 nokaslr no_timer_check nowatchdog oops=panic"
+        command = [
+            *("qemu-system-x86_64", "-name", self.name, "-nodefaults", "-display", "none"),
+            *("-machine", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-smp", str(self._cpus)),
+            # A back-end maps the guest's memory, which therefore has to be a file.
+            *("-object", f"memory-backend-memfd,id=mem,size={self._memory_mb}M,share=on", "-m", str(self._memory_mb)),
+            *("-kernel", str(made.kernel), "-initrd", str(made.initrd), "-append", kernel_options),
+            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent"),
+        ]
+        return command + [word for i, nic in enumerate(self._nics) for word in nic.arguments(f"net{i}")]
+
+    # ---- what a test does with it -----------------------------------------------
+
+    async def booted(self, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until the guest takes commands; GuestError when it does not come up."""
+        await self._wait(self._booted, seconds, "has not booted")
+
+    async def run(self, commands: str, seconds: float = RUN_SECONDS) -> str:
+        """Run lines of shell in the guest and return their output; GuestError when the status is not 0."""
+        status, output = await self.status(commands, seconds)
+        if status:
+            raise GuestError(f"{self.name}: {commands!r} ended with {status}: {output.strip()}")
+        return output
+
+    async def status(self, commands: str, seconds: float = RUN_SECONDS) -> tuple[int, str]:
+        """As `run`, but return the exit status and the output, whatever they are."""
+        request, answer = self._send(commands)
+        try:
+            return await self._wait(answer, seconds, f"has not answered {commands!r}")
+        finally:
+            self._answers.pop(request, None)
+
+    def reset(self) -> None:
+        """Reset the machine at once, without a word to its devices' drivers; `booted` waits for the new start."""
+        self._booted = asyncio.get_running_loop().create_future()
+        self._send("echo b >/proc/sysrq-trigger")
+
+    async def stop(self) -> None:
+        """End QEMU; GuestError when the kernel has complained meanwhile."""
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        finally:
+            await self.kill()
+        if self._trouble:
+            raise GuestError(f"{self.name}: {self._trouble[0]}{self._tail()}")
+
+    async def kill(self) -> None:
+        """kill -9 of QEMU."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.gather(*self._tasks)
+        self._agent.close()
+
+    # ---- its two serial ports ---------------------------------------------------
+
+    def _send(self, commands: str) -> tuple[str, asyncio.Future[tuple[int, str]]]:
+        self._requests += 1
+        request = str(self._requests)
+        self._answers[request] = answer = asyncio.get_running_loop().create_future()
+        self._agent.write(f"{request} {base64.b64encode(commands.encode()).decode()}\n".encode())
+        return request, answer
+
+    async def _wait(self, event: asyncio.Future[T], seconds: float, what: str) -> T:
+        if self._failure:
+            raise self._failure
+        try:
+            async with asyncio.timeout(seconds):
+                return await event
+        except TimeoutError:
+            raise GuestError(f"{self.name} {what} within {seconds:.0f} s{self._tail()}") from None
+
+    async def _read_answers(self, answers: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionResetError):  # QEMU ended with a request unread
+            async for line in answers:
+                match line.decode().split():
+                    case ["ready"]:
+                        if not self._booted.done():
+                            self._booted.set_result(None)
+                    case [request, status, *output] if request in self._answers:
+                        text = base64.b64decode("".join(output)).decode(errors="replace")
+                        self._answers.pop(request).set_result((int(status), text))
+
+    async def _read_console(self) -> None:
+        assert self._process.stdout
+        async for line in self._process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            self._console.append(text)
+            if TROUBLE.search(text):
+                self._trouble.append(text)
+            if PANIC_TOLD.search(text):
+                self._fail("panicked")
+        self._fail(f"ended with status {await self._process.wait()}")
+
+    def _fail(self, what: str) -> None:
+        """No event will come any more."""
+        self._failure = self._failure or GuestError(f"{self.name} {what}{self._tail()}")
+        events: list[asyncio.Future[Any]] = [self._booted, *self._answers.values()]
+        for event in events:
+            if not event.done():
+                event.set_exception(self._failure)
+                event.exception()  # retrieved, as asyncio calls it: nobody has to wait for it
+        self._answers.clear()
+
+    def _tail(self) -> str:
+        return "; its console:\n" + "\n".join(self._console) if self._console else "; its console is empty"
