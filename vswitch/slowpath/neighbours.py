@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from vswitch.slowpath import answers
 from vswitch.slowpath.netlink import Kernel, Neighbour, Route
@@ -30,12 +30,6 @@ class NextHop(NamedTuple):
 
 
 Changed = Callable[[bytes], None]
-
-
-class Resolver(Protocol):
-    """Finds next hops. Addresses are packed."""
-
-    def next_hop(self, to: bytes) -> NextHop: ...
 
 
 # ---- shared with the kernel --------------------------------------------------------

@@ -204,6 +204,8 @@ class Session:
         self._beat_s = max(0.01, heartbeat)
         self.standing = Standing(True, target_text(target), time.time(), "")
         log.info("controller %s: connected", target_text(target))
+        # Whoever speaks waits by the old interval until there is something to say.
+        self.say(pb.AgentMessage(heartbeat=self._host.heartbeat()))
         self._tell_change()
 
     async def _renew(self, channel: grpc.aio.Channel) -> None:
