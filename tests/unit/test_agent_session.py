@@ -28,7 +28,7 @@ from vswitch.slowpath.agent.agent import Agent
 from vswitch.slowpath.agent.session import Access, Target
 from vswitch.slowpath.errors import StartError, SwitchError
 from vswitch.slowpath.types import PortType
-from vswitch.slowpath.uplinks import Uplinks
+from vswitch.slowpath.uplinks import Uplinks, UplinkView
 
 DEADLINE = 30.0
 
@@ -123,7 +123,7 @@ class Stand:
     bench: Bench
     state_dir: Path
     stack: contextlib.AsyncExitStack
-    agents: list[Agent] = field(default_factory=list)
+    uplinks: list[Uplinks] = field(default_factory=list)
 
     async def controller(self, epoch: int = 1) -> FakeController:
         controller = FakeController(epoch)
@@ -135,12 +135,12 @@ class Stand:
         targets = [controller.target for controller in controllers]
         access = Access(_plain, _why, 0.01)
         uplinks = Uplinks(self.bench.switch)
+        self.uplinks.append(uplinks)
         agent = Agent(
             self.bench.switch, uplinks, name="h1", targets=targets, state_dir=self.state_dir, token="", access=access
         )
         agent.start()
         self.stack.push_async_callback(agent.stop)
-        self.agents.append(agent)
         return agent
 
     def bindings(self) -> dict[str, tuple[int | None, int]]:
@@ -233,6 +233,17 @@ async def test_a_stale_controller_is_refused(stand: Stand) -> None:
     await new.hear("hello")
     assert set(stand.bindings()) == {"web"}
     assert agent.status()["epoch"] == 7
+
+
+async def test_an_uplink_found_before_anybody_listens_is_told(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = await stand.controller()
+    view = UplinkView("up0", ("192.0.2.1/24",), (), 1500, 0, "")
+    agent = stand.agent(controller)
+    agent.hello()
+    monkeypatch.setattr(stand.uplinks[-1], "views", lambda: [view])
+    stand.uplinks[-1].changed[-1]()
+    heartbeat = agent.heartbeat()
+    assert json.loads(heartbeat.capabilities)["uplinks"][0]["name"] == "up0"
 
 
 async def test_nonsense_changes_nothing(stand: Stand) -> None:

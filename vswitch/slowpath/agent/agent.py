@@ -173,7 +173,8 @@ class Agent:
             self._session.say(pb.AgentMessage(observed=pb.Observed(ports=[_port(endpoint)])))
 
     def _uplinks_changed(self) -> None:
-        if capabilities(self._uplinks.views()) != self._capabilities:
+        # A heartbeat that is not heard must not count as told.
+        if self._session.speaking and capabilities(self._uplinks.views()) != self._capabilities:
             self._session.say(pb.AgentMessage(heartbeat=self.heartbeat()))
 
     # ---- for people -----------------------------------------------------------------------------

@@ -94,6 +94,11 @@ class Session:
         """Whether a controller has greeted, and its stream stands."""
         return self.standing.connected
 
+    @property
+    def speaking(self) -> bool:
+        """Whether what is said now reaches a controller."""
+        return self._speaking
+
     def say(self, message: pb.AgentMessage) -> None:
         """Tell the controller; what is said while there is none is not kept, since each session begins anew."""
         if self._speaking:
