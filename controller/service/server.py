@@ -41,7 +41,7 @@ _STOP_GRACE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`heartbeat` is in seconds; port 0 of `listen` takes free ones, next to each other or not."""
+    """Hosts join at the port after that of `listen`. `heartbeat` is in seconds."""
 
     listen: tuple[str, int]
     state_dir: Path
