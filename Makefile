@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | asan | lint | format | bench-switch | clean
+# make demo | build | test | asan | lint | format | bench-switch | bench-controller | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -8,7 +8,7 @@ PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-.PHONY: demo build test asan lint format bench-switch clean
+.PHONY: demo build test asan lint format bench-switch bench-controller clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -41,6 +41,9 @@ format: build/venv.stamp
 bench-switch: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.switch
+
+bench-controller: build
+	$(PYTHON) -m tests.bench.controller
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
