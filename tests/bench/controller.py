@@ -184,8 +184,9 @@ async def _move(children: list[Child], move: dict[str, Any], wanted: set[str]) -
 
 
 async def _until(child: Child, word: str) -> None:
-    while word not in await child.hear():
-        pass
+    while word not in (answer := await child.hear()):
+        if "ended" in answer:
+            raise RuntimeError(f"the session of {host_name(answer['ended'])} ended: {answer['why']}")
 
 
 async def _seen(child: Child, children: list[Child], move: dict[str, Any], wanted: set[str]) -> tuple[float, float]:
@@ -202,7 +203,7 @@ async def _seen(child: Child, children: list[Child], move: dict[str, Any], wante
             missing.discard(host_name(answer["seen"]))
             last = max(last, answer["at"])
         elif "ended" in answer:
-            raise RuntimeError(f"the session of {host_name(answer['ended'])} ended")
+            raise RuntimeError(f"the session of {host_name(answer['ended'])} ended: {answer['why']}")
     return sent, last
 
 

@@ -53,7 +53,7 @@ class Agents:
             identity = load_identity(self._directory / "hosts" / host, HOST, datetime.now(UTC))
             channel = grpc.aio.secure_channel(target_text(self._target), identity.credentials(), OPTIONS)
             session = channel.stream_stream(_SESSION, request_serializer=pb.AgentMessage.SerializeToString)
-            call = session()
+            call = session(wait_for_ready=True)
             hello = pb.Hello(host=host, capabilities=json.dumps(to_json(capabilities(number))), revision=self._revision)
             await call.write(pb.AgentMessage(hello=hello))
             welcome = pb.ControllerMessage.FromString(await call.read()).welcome
@@ -65,10 +65,13 @@ class Agents:
 
     async def _read(self, number: int, call: Any) -> None:
         while True:
-            message = await call.read()
+            try:
+                message = await call.read()
+            except grpc.aio.AioRpcError as error:
+                message = error.details()
             now = time.monotonic()
             if not isinstance(message, bytes):
-                tell({"ended": number})
+                tell({"ended": number, "why": str(message)})
                 return
             if self.wanted in message:
                 tell({"seen": number, "at": now, "of": self.wanted.decode()})
