@@ -84,6 +84,7 @@ class AgentSession:
         state = self._state
         first = state.initial(self.host, hello.revision)
         state.follow(self.host, self._follow)
+        state.reporters.add(self._asked)
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._write(wire.welcome(state.epoch, self._replica.heartbeat))
@@ -103,6 +104,7 @@ class AgentSession:
             raise SessionEnds(str(error)) from None
         finally:
             state.unfollow(self.host, self._follow)
+            state.reporters.discard(self._asked)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -188,6 +190,11 @@ class AgentSession:
                 draft.put_object(replace(host, capabilities=capabilities))
                 # One that conflicts is said again with the next heartbeat that brings a change.
                 await draft.commit(self._session.fence())
+
+    def _asked(self) -> None:
+        """Somebody waits for what the agent may have applied already."""
+        if self._applied != self._reported:
+            self._reporting.set()
 
     async def _report(self) -> None:
         """Tell the other replicas what the agent has applied."""
