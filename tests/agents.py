@@ -36,10 +36,11 @@ class FakeAgent:
         self._channel = secure_channel(target, identity)
         self._changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._call = ffswitch_pb2_grpc.AgentsStub(self._channel).Session(timeout=10 * DEADLINE)
-        await self._call.write(pb.AgentMessage(hello=self._hello))
+        await self._say(pb.AgentMessage(hello=self._hello))
         self._tasks.append(asyncio.create_task(self._read()))
         return self
 
@@ -52,12 +53,17 @@ class FakeAgent:
     async def observe(self, ports: Ports, *, full: bool = False, gone: Iterable[str] = ()) -> None:
         """Report ports with what the user asked for them."""
         told = [pb.Port(name=name, endpoint=json.dumps(dict(asked))) for name, asked in ports.items()]
-        await self._call.write(pb.AgentMessage(observed=pb.Observed(full=full, ports=told, gone=gone)))
+        await self._say(pb.AgentMessage(observed=pb.Observed(full=full, ports=told, gone=gone)))
 
     async def beat(self, revision: int | None = None) -> None:
         """One heartbeat."""
         applied = self.revision if revision is None else revision
-        await self._call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied)))
+        await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied)))
+
+    async def _say(self, message: pb.AgentMessage) -> None:
+        # Two writes at a time are an error of grpc.aio.
+        async with self._turn:
+            await self._call.write(message)
 
     async def until(self, holds: Callable[[FakeAgent], Any]) -> Any:
         """Wait until `holds` gives something true, and return that."""

@@ -37,6 +37,7 @@ class Agents:
         self._revision = revision
         self.numbers = numbers
         self.calls: dict[int, Any] = {}
+        self._turns = {number: asyncio.Lock() for number in numbers}
         self.wanted = b"\0"
         self.bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -60,8 +61,13 @@ class Agents:
             self.bytes += len(await call.read())
             self.calls[number] = call
             self._tasks.append(asyncio.create_task(self._read(number, call)))
-            self._tasks.append(asyncio.create_task(self._beat(call, welcome.heartbeat, number)))
+            self._tasks.append(asyncio.create_task(self._beat(number, welcome.heartbeat)))
             return time.monotonic() - begun
+
+    async def say(self, number: int, message: pb.AgentMessage) -> None:
+        """Send a message of one host; two writes at a time are an error of grpc.aio."""
+        async with self._turns[number]:
+            await self.calls[number].write(message)
 
     async def _read(self, number: int, call: Any) -> None:
         while True:
@@ -77,12 +83,12 @@ class Agents:
                 tell({"seen": number, "at": now, "of": self.wanted.decode()})
             desired = pb.ControllerMessage.FromString(message).desired
             if desired.revision:
-                await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=desired.revision)))
+                await self.say(number, pb.AgentMessage(heartbeat=pb.Heartbeat(revision=desired.revision)))
 
-    async def _beat(self, call: Any, interval: float, number: int) -> None:
+    async def _beat(self, number: int, interval: float) -> None:
         await asyncio.sleep(interval * (number % 100) / 100)
         while True:
-            await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat()))
+            await self.say(number, pb.AgentMessage(heartbeat=pb.Heartbeat()))
             await asyncio.sleep(interval)
 
 
@@ -108,7 +114,7 @@ async def main() -> None:
         if "host" in command:
             port = pb.Port(name=command["name"], endpoint=json.dumps({"network": command["network"]}))
             begun = time.monotonic()
-            await agents.calls[command["host"]].write(pb.AgentMessage(observed=pb.Observed(ports=[port])))
+            await agents.say(command["host"], pb.AgentMessage(observed=pb.Observed(ports=[port])))
             tell({"sent": command["name"], "at": begun})
         else:
             tell({"ready": True})
