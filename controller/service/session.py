@@ -181,7 +181,8 @@ class AgentSession:
             try:
                 await self._state.store.keepalive(self._session.lease)
             except LeaseLost:
-                raise Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s") from None
+                await self._state.sync()
+                raise self._superseded() from None
         if heartbeat.capabilities:
             capabilities = _capabilities(self.host, heartbeat.capabilities)
             host = self._state.host(self.host)
@@ -190,6 +191,11 @@ class AgentSession:
                 draft.put_object(replace(host, capabilities=capabilities))
                 # One that conflicts is said again with the next heartbeat that brings a change.
                 await draft.commit(self._session.fence())
+
+    def _superseded(self) -> Superseded:
+        if self._state.find(alive_key(self.host)) is None:
+            return Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s")
+        return Superseded(f"another session of host {self.host} began")
 
     def _asked(self) -> None:
         """Somebody waits for what the agent may have applied already."""
@@ -205,7 +211,8 @@ class AgentSession:
             put = Put(alive_key(self.host), self._alive(), self._session.lease)
             answer = await self._state.store.txn([self._session.fence()], [put])
             if not answer.succeeded:
-                raise Superseded(f"another session of host {self.host} began")
+                await self._state.sync()
+                raise self._superseded()
             self._reported = applied
 
     # ---- ports ----

@@ -53,7 +53,7 @@ class Agents:
             host = host_name(number)
             identity = load_identity(self._directory / "hosts" / host, HOST, datetime.now(UTC))
             channel = grpc.aio.secure_channel(target_text(self._target), identity.credentials(), OPTIONS)
-            session = channel.stream_stream(_SESSION, request_serializer=pb.AgentMessage.SerializeToString)
+            session: Any = channel.stream_stream(_SESSION, request_serializer=pb.AgentMessage.SerializeToString)
             call = session(wait_for_ready=True)
             hello = pb.Hello(host=host, capabilities=json.dumps(to_json(capabilities(number))), revision=self._revision)
             await call.write(pb.AgentMessage(hello=hello))

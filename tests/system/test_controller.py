@@ -7,7 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,6 +110,10 @@ def test_an_error_is_one_line(controller: Controller, words: list[str], stdin: s
     assert line.lower() in done.stderr.lower()
 
 
+def _knows(least: int) -> Callable[[FakeAgent], bool]:
+    return lambda agent: len(agent.known) > least
+
+
 async def test_a_controller_killed_at_work_loses_nothing_and_leaves_nothing_half_made(controller: Controller) -> None:
     assert controller.ctl("apply", "-f", "-", stdin=BLUE).returncode == 0
     identity = controller.identity("h1")
@@ -119,7 +123,7 @@ async def test_a_controller_killed_at_work_loses_nothing_and_leaves_nothing_half
         async with FakeAgent(controller.target, identity, "h1") as agent:
             await agent.observe(ports, full=True)
             # Killed while it works through them, each time a bit later.
-            await agent.until(lambda agent, least=round_ * 40 + 2: len(agent.known) > least)
+            await agent.until(_knows(round_ * 40 + 2))
             await asyncio.to_thread(controller.kill)
             told = {name: item["ips"] for (kind, name), item in agent.known.items() if kind == "Endpoint"}
         assert all(told[name] == ips for name, ips in acknowledged.items() if name in told)
