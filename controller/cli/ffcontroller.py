@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -117,6 +118,9 @@ async def _run(settings: Settings, tls: Tls | None) -> None:
             f"ffcontroller {settings.name}: {target_text(controller.target)}, "
             f"joining at {target_text(controller.joining)}, store {settings.store_text}"
         )
+        # Most of what was loaded stays: a full collection that walks all of it would hold up every host.
+        gc.collect()
+        gc.freeze()
         sdnotify.SystemdNotifier().notify("READY=1")
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(controller.failed())]
         done, rest = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

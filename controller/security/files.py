@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import grpc
 
@@ -132,12 +134,25 @@ class ServerFiles:
     def __init__(self, directory: Path) -> None:
         """Raises SecurityError when the files are not there."""
         self._directory = directory
-        self._seen: tuple[int, ...] = ()
-        self._current = self._load()
+        self._load()
 
     def credentials(self, *, clients: bool) -> grpc.ServerCredentials:
         """For a server; with `clients`, only whoever has a certificate of the authority comes in."""
-        return grpc.dynamic_ssl_server_credentials(self._current, self._fetch, clients)
+        seen = self._stamp()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            """gRPC asks before each handshake. Files that cannot be read leave what there was."""
+            nonlocal seen
+            with contextlib.suppress(SecurityError):
+                stamp = self._stamp()
+                if stamp != seen:
+                    loaded, seen = self._load(), stamp
+                    return loaded
+            return None
+
+        # gRPC frees a configuration once it has taken it over: each is handed out once, and None means no change.
+        checked = cast(Callable[[], grpc.ServerCertificateConfiguration], fetch)
+        return grpc.dynamic_ssl_server_credentials(self._load(), checked, clients)
 
     def renew(self, authority: Authority, now: datetime) -> bool:
         """Write a new certificate when the old one nears its end."""
@@ -146,20 +161,20 @@ class ServerFiles:
         save_pair(self._directory, SERVER, authority.issue_server(now))
         return True
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration:
-        """Called by gRPC before each handshake; files that cannot be read leave what there was."""
-        with contextlib.suppress(SecurityError):
-            self._current = self._load()
-        return self._current
+    def _files(self) -> tuple[Path, Path]:
+        return self._directory / f"{SERVER}.pem", self._directory / "ca.crt"
 
-    def _load(self) -> grpc.ServerCertificateConfiguration:
+    def _stamp(self) -> tuple[int, ...]:
         try:
-            files = [self._directory / f"{SERVER}.pem", self._directory / "ca.crt"]
-            seen = tuple(number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_ino))
-            if seen != self._seen:
-                pair, trusted = load_pair(self._directory, SERVER), files[1].read_bytes()
-                loaded = grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], trusted)
-                self._current, self._seen = loaded, seen
+            found = [path.stat() for path in self._files()]
         except OSError as error:
             raise SecurityError(f"{error.filename}: {error.strerror}") from None
-        return self._current
+        return tuple(number for stat in found for number in (stat.st_mtime_ns, stat.st_ino))
+
+    def _load(self) -> grpc.ServerCertificateConfiguration:
+        pair = load_pair(self._directory, SERVER)
+        try:
+            trusted = self._files()[1].read_bytes()
+        except OSError as error:
+            raise SecurityError(f"{error.filename}: {error.strerror}") from None
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)], trusted)

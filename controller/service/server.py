@@ -31,7 +31,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),
     # A host that is cut off is noticed by these, not by TCP's many minutes.
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 _REPLICA_TTL = 15
@@ -41,7 +41,7 @@ _STOP_GRACE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`heartbeat` is in seconds; port 0 of `listen` takes free ones, next to each other or not."""
+    """Hosts join at the port after that of `listen`. `heartbeat` is in seconds."""
 
     listen: tuple[str, int]
     state_dir: Path

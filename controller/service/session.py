@@ -84,6 +84,7 @@ class AgentSession:
         state = self._state
         first = state.initial(self.host, hello.revision)
         state.follow(self.host, self._follow)
+        state.reporters.add(self._asked)
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._write(wire.welcome(state.epoch, self._replica.heartbeat))
@@ -103,6 +104,7 @@ class AgentSession:
             raise SessionEnds(str(error)) from None
         finally:
             state.unfollow(self.host, self._follow)
+            state.reporters.discard(self._asked)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -179,7 +181,8 @@ class AgentSession:
             try:
                 await self._state.store.keepalive(self._session.lease)
             except LeaseLost:
-                raise Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s") from None
+                await self._state.sync()
+                raise self._superseded() from None
         if heartbeat.capabilities:
             capabilities = _capabilities(self.host, heartbeat.capabilities)
             host = self._state.host(self.host)
@@ -188,6 +191,16 @@ class AgentSession:
                 draft.put_object(replace(host, capabilities=capabilities))
                 # One that conflicts is said again with the next heartbeat that brings a change.
                 await draft.commit(self._session.fence())
+
+    def _superseded(self) -> Superseded:
+        if self._state.find(alive_key(self.host)) is None:
+            return Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s")
+        return Superseded(f"another session of host {self.host} began")
+
+    def _asked(self) -> None:
+        """Somebody waits for what the agent may have applied already."""
+        if self._applied != self._reported:
+            self._reporting.set()
 
     async def _report(self) -> None:
         """Tell the other replicas what the agent has applied."""
@@ -198,7 +211,8 @@ class AgentSession:
             put = Put(alive_key(self.host), self._alive(), self._session.lease)
             answer = await self._state.store.txn([self._session.fence()], [put])
             if not answer.succeeded:
-                raise Superseded(f"another session of host {self.host} began")
+                await self._state.sync()
+                raise self._superseded()
             self._reported = applied
 
     # ---- ports ----

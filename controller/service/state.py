@@ -66,6 +66,7 @@ class State:
         self.addresses = Addresses(self.mirror)
         self.epoch = 0
         self.waiting: set[str] = set()  # keys of those who wait for hosts, on whatever replica
+        self.reporters: set[Callable[[], None]] = set()  # called when somebody begins to wait
         self.moved: dict[str, set[str]] = {}  # keys under MOVED, by host
         self._followers: dict[str, Follower] = {}
         self._listeners: set[Listener] = set()
@@ -200,6 +201,8 @@ class State:
                 (keys.add if change.new else keys.discard)(change.key)
             elif change.key.startswith(WAIT):
                 (self.waiting.add if change.new else self.waiting.discard)(change.key)
+                for report in self.reporters if change.new else ():
+                    report()
             elif change.key == EPOCH and change.new is not None:
                 self.epoch = int(change.new.value)
         if not self.ready.is_set():
