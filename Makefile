@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | test-long | asan | fuzz | lint | format | bench-switch | bench-instructions | clean
+# make demo | build | test | test-long | asan | fuzz | lint | format | bench-switch | bench-instructions | bench-controller | clean
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -14,7 +14,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions clean
+.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -66,9 +66,11 @@ bench-instructions: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.instructions
 
+bench-controller: build
+	$(PYTHON) -m tests.bench.controller
+
 clean:
-	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so
-	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.* controller/proto/*_pb2*
+	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so controller/proto/*_pb2*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- what is made once, and again only when its sources change ----

@@ -54,6 +54,10 @@ class Pool:
         """What `owner` has, and what it had and would get again."""
         return [self._leases[address] for address in self._owned.get(owner, ())]
 
+    def find(self, address: IPv4Address | IPv6Address) -> Lease | None:
+        """Who has an address, or had it."""
+        return self._leases.get(address)
+
     def restore(self, address: IPv4Address | IPv6Address, lease: Lease | None) -> None:
         """Take over what the store says about `address`: another replica's lease, or that there is none."""
         old = self._leases.pop(address, None)

@@ -195,7 +195,9 @@ def _object(value: object) -> Object:
     if not isinstance(word, str) or word not in list(Kind):
         raise FieldError(("kind",), f"{show(word)} is no kind: {nearest(str(word), Kind)}")
     kind = Kind(word)
+    # A host without an agent is all in its manifest.
+    given = ("capabilities",) if kind is Kind.HOST and value.get("agentless") is True else ()
     for field in _REPORTED.get(kind, ()):
-        if field in value:
+        if field in value and field not in given:
             raise FieldError((field,), "hosts report it: leave it out")
     return from_json(CLASSES[kind], value)

@@ -142,13 +142,22 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runs one ffswitchd. `since` is when `state` began; `epoch` grows with each registration."""
+    """A machine that runs one ffswitchd. `since` is when `state` began; `epoch` grows each time that the host comes up.
+
+    One that is `agentless`, a foreign tunnel end, is what its manifest says, and is never lost.
+    """
 
     name: Name
     capabilities: Capabilities = Capabilities()
     state: HostState = HostState.UP
     since: Seconds = 0.0
     epoch: Count = 0
+    agentless: bool = False
+
+    def check(self) -> None:
+        """Raise FieldError when the fields do not go together."""
+        if self.agentless and self.state is HostState.LOST:
+            raise FieldError(("state",), "a host without an agent is never lost: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
@@ -14,6 +14,7 @@ from controller.decide import decide
 from controller.model import Endpoint, Host, HostState, Key, Kind, Object, Path, Policy, Selector, key_of
 from controller.policy import narrowed_by, subjects
 from controller.reasons import Code, Reason
+from controller.scalars import Address
 from controller.view import Change, ClusterView
 
 # What others refer to comes first; policies stand before the endpoints that they are to hold back.
@@ -76,16 +77,28 @@ class Plan:
     complete: bool = True
 
 
-def plan(current: ClusterView, desired: Iterable[Object], *, prune: bool = False, most_pairs: int = MOST_PAIRS) -> Plan:
-    """The way from `current` to `desired`; `prune` deletes what `desired` does not name, except hosts.
+def plan(
+    current: ClusterView,
+    desired: Iterable[Object],
+    *,
+    prune: bool = False,
+    keep: Container[Key] = frozenset(),
+    most_pairs: int = MOST_PAIRS,
+) -> Plan:
+    """The way from `current` to `desired`; `prune` deletes what `desired` does not name, except hosts with an agent.
 
-    `current` is only read. Fields that agents and IPAM fill in stay as they are where `desired` leaves them empty.
+    What stands in `keep` is not pruned: agents made it. `current` is only read. Fields that agents and IPAM fill in
+    stay as they are where `desired` leaves them empty.
     """
     settled = {key_of(item): _settle(item, current) for item in desired}
     steps = [step for key, item in settled.items() if (step := _step(key, item, current)) is not None]
     if prune:
-        known = [(kind, name) for kind, items in current.objects.items() if kind is not Kind.HOST for name in items]
-        steps += [Step(Operation.DELETE, Change(key, None)) for key in known if key not in settled]
+        known = [(key_of(item), item) for items in current.objects.values() for item in items.values()]
+        steps += [
+            Step(Operation.DELETE, Change(key, None))
+            for key, item in known
+            if key not in settled and key not in keep and (not isinstance(item, Host) or item.agentless)
+        ]
     steps.sort(key=_place)
     after = ClusterView(item for items in current.objects.values() for item in items.values())
     for step in steps:
@@ -105,20 +118,27 @@ def _place(step: Step) -> tuple[bool, int, str]:
 def _settle(item: Object, current: ClusterView) -> Object:
     """`item` with what is not for a manifest to say."""
     old = current.objects[key_of(item)[0]].get(item.name)
-    if isinstance(item, Host):
+    if isinstance(item, Host) and not item.agentless:
         # A host that never registered has not been heard.
-        return old if isinstance(old, Host) else replace(item, state=HostState.LOST)
+        kept_host = isinstance(old, Host) and not old.agentless
+        return cast(Host, old) if kept_host else replace(item, state=HostState.LOST)
     if not isinstance(item, Endpoint) or not isinstance(old, Endpoint):
         return item
     kept = replace(
         item,
         mac=item.mac or (old.mac if item.network == old.network else ""),
-        ips=item.ips or (old.ips if item.network == old.network else ()),
+        ips=item.ips + _others(item, old),
         host=item.host or old.host,
         port=item.port or old.port,
         generation=old.generation,
     )
     return old if kept == old else replace(kept, generation=old.generation + 1)
+
+
+def _others(item: Endpoint, old: Endpoint) -> tuple[Address, ...]:
+    """The addresses that the endpoint has of the families that `item` names none of."""
+    named = {address.version for address in item.ips}
+    return tuple(ip for ip in old.ips if ip.version not in named) if item.network == old.network else ()
 
 
 def _step(key: Key, item: Object, current: ClusterView) -> Step | None:

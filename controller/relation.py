@@ -85,8 +85,10 @@ ANY: Fact = ("any",)
 
 
 def facts_of(endpoint: Endpoint) -> list[Fact]:
-    """Every fact about `endpoint` that `asked_by` can return."""
+    """Every fact about `endpoint` that `asked_by` can return, and its host."""
     facts: list[Fact] = [ANY, ("endpoint", endpoint.name), ("network", endpoint.network)]
+    if endpoint.host:
+        facts.append(("host", endpoint.host))
     if endpoint.trust_domain:
         facts.append(("domain", endpoint.trust_domain))
     return facts + [("label", key, value) for key, value in endpoint.labels]

@@ -8,7 +8,7 @@ an end there. A change costs in proportion to the hosts that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -88,6 +88,11 @@ class ClusterView:
         known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
         return [known[name] for name in sorted(self._endpoints.under(("network", network)))]
 
+    def endpoints_on(self, host: str) -> list[Endpoint]:
+        """The endpoints that are placed on a host, by name."""
+        known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
+        return [known[name] for name in sorted(self._endpoints.under(("host", host)))]
+
     def selected_by(self, selector: Selector) -> list[Endpoint]:
         """The endpoints that `selector` selects, by name."""
         known = cast(dict[str, Endpoint], self._objects[Kind.ENDPOINT])
@@ -96,15 +101,31 @@ class ClusterView:
 
     def desired_for(self, host: str) -> dict[Key, Object]:
         """Everything that `host` has to know; a name that never registered is a host as well."""
-        networks = self._networks.things(host)
-        peers = {peer for network in networks for peer in self._networks.hosts(network)} | {host}
+        keys = self.besides_networks(host)
+        for network in self.networks_of(host):
+            keys += self.keys_of(network)
+        return {key: self._objects[key[0]][key[1]] for key in sorted(keys)}
+
+    def networks_of(self, host: str) -> KeysView[str]:
+        """The networks that `host` has endpoints in, whether they exist or not."""
+        return self._networks.things(host)
+
+    def keys_of(self, network: str) -> list[Key]:
+        """What a host with an endpoint in a network has to know of it: the network and its endpoints."""
+        own = [(Kind.NETWORK, network)] if network in self._objects[Kind.NETWORK] else []
+        return own + [(Kind.ENDPOINT, name) for name in self._endpoints.under(("network", network))]
+
+    def besides_networks(self, host: str) -> list[Key]:
+        """What `host` has to know besides `keys_of` its networks."""
+        peers = {peer for network in self.networks_of(host) for peer in self._networks.hosts(network)} | {host}
         keys = [(Kind.TRUST_DOMAIN, name) for name in self._domains.things(host)]
-        keys += [(Kind.NETWORK, name) for name in networks]
         keys += [(Kind.HOST, name) for name in peers]
         keys += [(Kind.POLICY, name) for name in self._policies.things(host)]
-        keys += [(Kind.ENDPOINT, name) for network in networks for name in self._endpoints.under(("network", network))]
-        found = ((key, self._objects[key[0]].get(key[1])) for key in sorted(keys))
-        return {key: item for key, item in found if item is not None}
+        return [key for key in keys if key[1] in self._objects[key[0]]]
+
+    def count_on(self, host: str) -> int:
+        """How many endpoints are placed on a host."""
+        return len(self._endpoints.under(("host", host)))
 
     def apply(self, change: Change) -> dict[str, Delta]:
         """Take in a change; returns the hosts concerned, each with what changes there."""

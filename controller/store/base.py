@@ -181,7 +181,22 @@ class Batch:
     events: tuple[Event, ...]
 
 
-class Watch(abc.ABC):
+class _Closing(abc.ABC):
+    """What `async with` closes."""
+
+    @abc.abstractmethod
+    async def close(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Watch(_Closing):
     """An endless iterator of batches. Use as `async with` so that it ends with its consumer.
 
     It raises Compacted or WatchLost and is at its end then.
@@ -197,16 +212,8 @@ class Watch(abc.ABC):
     async def close(self) -> None:
         """End it: a pending or later `__anext__` raises StopAsyncIteration. More than once does no harm."""
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-class Store(abc.ABC):
+class Store(_Closing):
     """Keys (text, not empty) with values, versioned by one revision number for the whole store.
 
     An empty store is at revision 1; each transaction that changes something adds 1. Reads are linearizable. Each call
@@ -269,14 +276,6 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def close(self) -> None:
         """Let go of everything; watches end. More than once does no harm."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 _RELATIONS: dict[Relation, Callable[[Any, Any], bool]] = {

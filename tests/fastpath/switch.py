@@ -23,7 +23,7 @@ Policy = Callable[[Upcall], tuple[Sequence[Flow], Sequence[Action]]]
 
 
 class Fates(NamedTuple):
-    """What became of the packets since the test began, as in ff.h."""
+    """What became of the packets since the test began, as in ff_packet.h."""
 
     received: int  # or made by the switch: injected, packed
     replicated: int

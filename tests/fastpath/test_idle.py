@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.fastpath import wire
 from tests.fastpath.frames import flow, mac, numbered, output
 from tests.fastpath.switch import Attached, Switch
+from tests.fastpath.traffic import kick_storm
 from tests.fastpath.wire import Wire
 from tests.frontend import Feature
 from vswitch.slowpath.types import PortState
@@ -197,23 +197,6 @@ def test_a_kick_descriptor_that_cannot_wake(switch: Switch) -> None:
     a.peer.replace_kick(0, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     os.close(read_end)
     pass_one(a, b)
-
-
-@contextmanager
-def kick_storm(port: Attached) -> Iterator[None]:
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.is_set():
-            port.peer.kick()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_a_kick_storm_starves_nobody(switch: Switch) -> None:

@@ -19,7 +19,7 @@ from tests.fastpath.frames import drop, flow, mirror, numbered, output
 from tests.fastpath.offloads import HOST, NEEDS_CSUM, NONE, ROOMY, Header, Stream, done, noise, receive, send
 from tests.fastpath.switch import Attached, Switch
 from vswitch.slowpath.fastpath import FastPathError
-from vswitch.slowpath.types import Action, ActionType, Drop, PortConfig, PortType, Remote, Uplink
+from vswitch.slowpath.types import Action, ActionType, Drop, PortConfig, PortState, PortType, Remote, Uplink
 
 VNI = 0xABCDE
 OURS = {4: "192.0.2.1", 6: "2001:db8::1"}
@@ -97,6 +97,11 @@ def outer(family: int, vni: int = VNI, tos: int = 0, **udp: Any) -> Packet:
 
 def ip_of(frame: Packet) -> Packet:
     return frame.payload
+
+
+def test_a_network_port_tells_what_it_is(switch: Switch, overlay: Overlay) -> None:
+    info = switch.fp.port_info(overlay.port.id)
+    assert (info.driver, info.state, info.reason) == ("vxlan", PortState.READY, f"VNI {VNI}")
 
 
 @pytest.mark.parametrize("family", [4, 6])

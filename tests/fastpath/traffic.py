@@ -4,22 +4,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from tests.fastpath.switch import Attached
 
 
-@contextmanager
-def traffic(port: Attached, frames: list[bytes]) -> Iterator[None]:
+def traffic(port: Attached, frames: list[bytes]) -> AbstractContextManager[None]:
     """Sends `frames` again and again from a thread while the body runs."""
+    return _again_and_again(lambda: port.peer.send(frames))
+
+
+def kick_storm(port: Attached) -> AbstractContextManager[None]:
+    """Kicks the switch again and again from a thread while the body runs."""
+    return _again_and_again(port.peer.kick)
+
+
+@contextmanager
+def _again_and_again(act: Callable[[], object]) -> Iterator[None]:
     stop = threading.Event()
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
             while not stop.is_set():
-                port.peer.send(frames)
+                act()
         except BaseException as error:
             failed.append(error)
 

@@ -36,7 +36,7 @@ struct guest {
 
     /* the driver */
     bool honest;
-    bool stopped;        /* after a fault, as port_vhost.c does */
+    bool stopped;        /* after a fault, as vhost_vring.c does */
     uint16_t next, used; /* split: free running; packed: slots */
     bool next_wrap, used_wrap;
     uint16_t twist; /* split: how descriptors are numbered */

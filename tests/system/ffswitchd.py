@@ -32,8 +32,8 @@ class RpcError(Exception):
 class Ffswitchd:
     """The daemon, from READY=1 on; its log is in `log_path`. Ends with `stop`, which also judges the log."""
 
-    def __init__(self, run_dir: Path, *options: str, may_log: str = r"$^") -> None:
-        """Start it with `options`; `may_log` matches the warnings that the test itself provokes."""
+    def __init__(self, run_dir: Path, *options: str, may_log: str = r"$^", netns: str = "") -> None:
+        """Start it with `options`, in a network namespace; `may_log` matches the warnings that the test provokes."""
         self._may_log = may_log
         self.run_dir = run_dir
         self.log_path = run_dir.with_name(run_dir.name + ".log")
@@ -41,6 +41,8 @@ class Ffswitchd:
         # The module, not the installed script: it is this tree that is tested.
         command = [sys.executable, "-c", "from vswitch.slowpath.daemon import main; main()"]
         command += ["--run-dir", str(run_dir), "--no-huge", *options]
+        if netns:
+            command = ["ip", "netns", "exec", netns, *command]
         with self.log_path.open("ab") as log, self._notify_socket() as notify:
             environment = os.environ | {"NOTIFY_SOCKET": str(notify.getsockname())}
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, stdin=subprocess.DEVNULL)

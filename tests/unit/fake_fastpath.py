@@ -6,23 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from vswitch.slowpath.fastpath import (
-    FastPathError,
-    PortEvent,
-    PortInfo,
-    PortStats,
-    QueueStats,
-    Rxq,
-    TapRecord,
-    WorkerStats,
-)
+from vswitch.slowpath.counters import PerfStats, PortStats, QueueStats, Rxq, WorkerStats
+from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, TapRecord
 from vswitch.slowpath.types import (
     Action,
     Finish,
     Flow,
     FlowStats,
     Key,
-    PerfStats,
     PortConfig,
     PortState,
     PortType,

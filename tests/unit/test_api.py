@@ -14,12 +14,14 @@ import pytest_asyncio
 
 from tests.unit.fake_fastpath import FakeFastPath, port_stats
 from vswitch.slowpath.api import Api, Settings
+from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.drivers import check_devargs
 from vswitch.slowpath.fastpath import TAP_RX, TAP_TRACE, TAP_TX, TapRecord
 from vswitch.slowpath.rpc import Server
 from vswitch.slowpath.switch import Switch
 from vswitch.slowpath.types import Drop, Key, PortState, Upcall
+from vswitch.slowpath.uplinks import Uplinks
 
 A, B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 GROUP = b"\xff" * 6
@@ -37,7 +39,8 @@ class Bench:
         self.core = SwitchCore()
         self.now = 0.0
         self.switch = Switch(self.fake, self.core, run_dir, check_devargs=check_devargs, clock=lambda: self.now)
-        self.server = Server(Api(self.switch, Settings(), "DPDK 22.11.11").methods())
+        overlay = OverlayApi(Uplinks(self.switch), None)
+        self.server = Server(Api(self.switch, Settings(), "DPDK 22.11.11", overlay).methods())
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.path, limit=16 << 20)

@@ -4,54 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.rpcserver import VERSION, FakeDaemon, Scripted, port
+from tests.unit.conftest import Daemon, Run
+from tests.unit.rpcserver import VERSION, Scripted, port
 from vswitch.cli.client import INVALID_PARAMS, RpcError
-from vswitch.cli.main import main
 
-FFSWITCH = [sys.executable, "-c", "import sys; from vswitch.cli.main import main; sys.exit(main())"]
-
-Run = Callable[..., tuple[int, str, str]]
-Daemon = Callable[..., FakeDaemon]
-
-
-@pytest.fixture(autouse=True)
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FFSWITCH_RUN_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def daemon(run_dir: Path) -> Iterator[Daemon]:
-    started: list[FakeDaemon] = []
-
-    def start(**answers: object) -> FakeDaemon:
-        methods = {name.replace("_", "."): answer for name, answer in answers.items()}
-        started.append(FakeDaemon(run_dir, methods))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.close()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = main(args)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 
 def one_line(text: str) -> bool:
@@ -467,55 +430,3 @@ def test_top_without_a_terminal_draws_one_table_a_sample(run: Run, daemon: Daemo
     assert code == 0
     assert "RX PPS" in out
     assert "CPU 1 0 % busy" in out
-
-
-# ---- the process ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [["--help"], ["add-port", "web0"], ["list-ports"]])
-def test_nothing_heavy_is_imported(daemon: Daemon, command: list[str]) -> None:
-    daemon(port_add=port("web0"), port_list=[port("web0")])
-    code = "import sys; from vswitch.cli.main import main; main(); print(*sys.modules, file=sys.stderr)"
-    line = [sys.executable, "-c", code, *command]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
-    modules = set(done.stderr.split())
-    assert "click" in modules
-    assert not {"rich", "scapy", "elftools", "asyncio", "vswitch._ff", "cffi", "vswitch.slowpath.drivers"} & modules
-
-
-def test_reader_that_leaves_is_no_error(daemon: Daemon) -> None:
-    daemon(port_list=[port(f"p{number}") for number in range(50)])
-    reading, writing = os.pipe()
-    with subprocess.Popen([*FFSWITCH, "list-ports"], stdout=writing, stderr=subprocess.PIPE) as process:
-        os.close(writing)
-        os.close(reading)
-        _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, b"")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(run: Run, shell: str) -> None:
-    code, out, _ = run("completion", shell)
-    assert code == 0
-    assert f"_FFSWITCH_COMPLETE={shell}_complete" in out
-
-
-def complete(words: str) -> list[str]:
-    env = {
-        **os.environ,
-        "_FFSWITCH_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(words.count(" ")),
-    }
-    out = subprocess.run(FFSWITCH, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
-    return [line.partition(",")[2] for line in out.splitlines() if line]
-
-
-def test_completion_asks_the_daemon_for_ports(daemon: Daemon, run_dir: Path) -> None:
-    daemon(port_list=[port("web0"), port("web1"), port("db0")])
-    assert complete("ffswitch del-port we") == ["web0", "web1"]
-    assert complete(f"ffswitch --run-dir {run_dir} capture d") == ["db0"]
-
-
-def test_completion_without_a_daemon_is_silent() -> None:
-    assert complete("ffswitch del-port ") == []

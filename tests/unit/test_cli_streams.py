@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from tests.unit.conftest import FFSWITCH
 from tests.unit.rpcserver import FakeDaemon, Scripted, send
 from vswitch.cli import trace
 from vswitch.cli.client import RpcError
 from vswitch.cli.main import main
 from vswitch.cli.pcapfile import BlockCutter, CaptureError, read_frames
 
-FFSWITCH = [sys.executable, "-c", "import sys; from vswitch.cli.main import main; sys.exit(main())"]
 FRAME = bytes(range(60))
 TRACE = {
     "summary": "ARP who-has 10.0.0.2",
@@ -57,12 +56,6 @@ def enhanced(frame: bytes, order: str = "<", number: int = 0) -> bytes:
 def pcap(*frames: bytes, order: str = "<", magic: int = 0xA1B2C3D4, link_type: int = 1) -> bytes:
     head = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 65535, link_type)
     return head + b"".join(struct.pack(order + "IIII", 0, 0, len(f), len(f)) + f for f in frames)
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FFSWITCH_RUN_DIR", str(tmp_path))
-    return tmp_path
 
 
 @pytest.fixture

@@ -101,3 +101,11 @@ def test_actions(actions: tuple[Action, ...], text: str) -> None:
 )
 def test_summary(key: Key, text: str) -> None:
     assert summary(key, 60) == f"{MACS}, {text}, 60 bytes"
+
+
+def test_tunnel_actions_name_the_other_end() -> None:
+    actions = (Action(ActionType.CHECK_LEN, 1464), Action(ActionType.SET_TUNNEL, 7), Action(ActionType.OUTPUT, 9))
+    assert actions_text(actions, str, lambda number: f"192.0.2.{number}") == (
+        "check_len:1464,set_tunnel:7(192.0.2.7),output:9"
+    )
+    assert actions_text(actions, str) == "check_len:1464,set_tunnel:7,output:9"

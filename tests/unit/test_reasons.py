@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from tests.core_driver import BROADCAST, A, B, C, Driver, port, udp_frame
+from vswitch.slowpath.core import SwitchCore
+from vswitch.slowpath.overlay import Binding
 from vswitch.slowpath.pipeline import parse
-from vswitch.slowpath.types import (
-    Key,
-)
+from vswitch.slowpath.types import Key, Port, PortConfig, PortType
 
 
 def reasons(switch: Driver, in_port: int, frame: bytes) -> str:
@@ -74,3 +74,48 @@ def test_reasons_of_sources(step: int) -> None:
         switch.now += 2
         words = words.replace("p1", "p3")
     assert words in reasons(switch, in_port, udp_frame(src, dst))
+
+
+def controlled() -> SwitchCore:
+    """web on port 1, db on port 2, far on another host; port 9 is the tunnel."""
+    core = SwitchCore()
+    for number, kind in ((1, PortType.VHOST_USER), (2, PortType.VHOST_USER), (9, PortType.VXLAN)):
+        core.port_added(Port(number, PortConfig(f"p{number}", kind, network="blue"), True), 0.0)
+    core.set_network("blue", 9, 0.0)
+    bindings = [
+        Binding("blue", "web", bytes([2, 0, 0, 0, 0, 1]), (bytes([10, 0, 0, 1]),), port=1),
+        Binding("blue", "db", bytes([2, 0, 0, 0, 0, 2]), port=2),
+        Binding("blue", "far", bytes([2, 0, 0, 0, 0, 3]), remote=7, mtu=1450),
+        Binding("blue", "lost", bytes([2, 0, 0, 0, 0, 4])),
+    ]
+    core.set_endpoints(bindings, 0.0)
+    return core
+
+
+@pytest.mark.parametrize(
+    ("in_port", "src", "dst", "why"),
+    [
+        (1, 1, 2, "destination 02:00:00:00:00:02 is endpoint db, on p2"),
+        (
+            2,
+            2,
+            3,
+            "far, on another host, by tunnel end 7; a packet of more than 1450 bytes is answered: too big",
+        ),
+        (2, 2, 4, "endpoint lost, on another host to which there is no way: dropped"),
+        (1, 5, 2, "source 02:00:00:00:00:05 is not the address of p1's endpoint: dropped as forged"),
+        (1, 2, 1, "that of endpoint db, which is not on p1: dropped as forged"),
+        (9, 3, 5, "is no endpoint of this host in network blue: dropped"),
+        (9, 3, 2, "source 02:00:00:00:00:03 is behind the tunnel: not learned"),
+    ],
+)
+def test_the_overlay_says_why(in_port: int, src: int, dst: int, why: str) -> None:
+    macs = [bytes([2, 0, 0, 0, 0, number]) for number in (src, dst)]
+    ip = bytes([10, 0, 0, 1]) + bytes(12)
+    key = Key(eth_src=macs[0], eth_dst=macs[1], eth_type=0x0800, in_port=in_port, ip_src=ip)
+    assert any(why in reason for reason in controlled().decide(key, 0.0).reasons)
+
+
+def test_an_endpoint_with_anothers_ip_is_told() -> None:
+    key = Key(eth_src=bytes([2, 0, 0, 0, 0, 1]), eth_type=0x0800, in_port=1, ip_src=bytes([10, 0, 0, 9]) + bytes(12))
+    assert "web sends from an IP address that is not its own" in controlled().decide(key, 0.0).reasons[-1]

@@ -22,6 +22,7 @@ DEFAULT_RUN_DIR = "/run/ffswitch"
 _MODULES = {
     "ports": ("add-port", "del-port", "list-ports", "show", "set", "get"),
     "flows": ("dump-flows", "fdb"),
+    "overlay": ("status", "explain"),
     "stats": ("stats",),
     "workers": ("rebalance",),
     "top": ("top",),

@@ -78,6 +78,7 @@ def vlan_list(text: str) -> list[int]:
 @click.option("--ip", "ips", multiple=True, metavar="ADDRESS", help="An address of the container; may be repeated.")
 @click.option("--network", help="Network that the port belongs to.")
 @click.option("--trust-domain", metavar="LABEL", help="Ports that share this label may share memory.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="For policies; may be repeated.")
 @click.option("--queues", type=int, help="Queue pairs.  [default: 1]")
 @click.option("--mtu", type=int, help="Largest IP packet, in bytes.  [default: 1500]")
 @click.option("--tag", type=int, metavar="VLAN", help="Access port of this VLAN.  [default: a trunk of all]")
@@ -122,10 +123,24 @@ def add_port(
         click.echo(_container_form(port, output, [worker["cpu"] for worker in workers]).rstrip("\n"))
     else:
         _print_added(port)
+    _check_placed(port, wait)
     if wait and port["state"] != "ready":
         raise click.ClickException(
             f"port {name} is {port['state']} after {wait:g} s ({port['reason']}); it stays, and gets ready by itself"
         )
+
+
+def _check_placed(port: Port, wait: float | None) -> None:
+    """Where a controller has a say in the port's network, tell when it has not said yes."""
+    placement = port.get("endpoint")
+    if placement is None or placement["state"] == "placed":
+        return
+    name, reason = port["name"], placement["reason"]
+    if placement["state"] == "refused":
+        raise click.ClickException(f"port {name} stays, but the controller refuses it: {reason}")
+    if wait or placement["state"] == "waiting":
+        raise click.ClickException(f"port {name} stays, but has no address from the controller: {reason}")
+    click.echo(f"port {name} has no address from the controller yet: {reason}", err=True)
 
 
 def _container_form(port: Port, form: str, worker_cpus: Sequence[int]) -> str:
@@ -177,9 +192,11 @@ def vlan_text(port: Port) -> str:
 
 
 def _why(port: Port) -> str:
-    if port["state"] == "ready":
-        return "; ".join(port.get("warnings", ()))
-    return str(port.get("reason") or "")
+    words = list(port.get("warnings", ())) if port["state"] == "ready" else [str(port.get("reason") or "")]
+    placement = port.get("endpoint")
+    if placement is not None and placement["state"] != "placed":
+        words.append(placement["reason"])
+    return "; ".join(filter(None, words))
 
 
 @click.command("list-ports")
@@ -245,8 +262,8 @@ def _print_port(port: Port) -> None:
 
 def port_lines(port: Port) -> list[str]:
     """Return what `show` says of a port below its name and state."""
-    vhost_user = port["type"] == "vhost-user"
-    what = f"vhost-user {port['role']}, {port['socket']}" if vhost_user else f"pmd {port['devargs']}"
+    whats = {"vhost-user": f"vhost-user {port['role']}, {port['socket']}", "pmd": f"pmd {port['devargs']}"}
+    what = whats.get(port["type"]) or f"vxlan {port.get('vni')}, the other hosts of network {port['network']}"
     lines = [f"{what}, {plural(port['queues'], 'queue')}, mtu {port['mtu']}"]
     words = [f"mac {port['mac']}"] if port["mac"] else []
     words += [f"ip {' '.join(port['ips'])}"] if port["ips"] else []
@@ -254,6 +271,8 @@ def port_lines(port: Port) -> list[str]:
     words += [f"network {port['network']}"] if port["network"] != "default" else []
     words += [f"trust domain {port['trust_domain']}"] if port["trust_domain"] else []
     words += [f"mirrored to {port['mirror']}"] if port["mirror"] else []
+    words += [f"labels {' '.join(port['labels'])}"] if port.get("labels") else []
+    words += [f"uplink {' '.join(port['uplink'])}"] if port.get("uplink") else []
     lines.append(", ".join(words))
     stats = port["stats"]
     if stats["rx_packets"] or stats["tx_packets"] or stats["dropped"]:
@@ -328,8 +347,9 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
     ffswitch set web0 rxq-affinity=0:1,1:0
     ffswitch set --switch mac_age=60
 
-    Keys of a port: mac ips network trust_domain mtu tag trunks native_vlan mirror mac_quota
-    upcall_budget rxq_affinity. Keys of the switch: mac_age flow_idle idle_spin idle_sleep auto_lb log_level.
+    Keys of a port: mac ips network trust_domain labels mtu tag trunks native_vlan mirror mac_quota
+    upcall_budget rxq_affinity uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_spin
+    idle_sleep auto_lb log_level.
     "KEY=" empties a text or a list.
     """
     name, pairs = _split_target(switch, words)

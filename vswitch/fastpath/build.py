@@ -17,6 +17,7 @@ from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
+CONTRACT = ("ff_packet.h", "ff.h")  # what another uses comes first
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 
@@ -39,8 +40,8 @@ def check_version(version: str) -> None:
 
 
 def cdef() -> str:
-    """ff.h without what cffi does not read: comments, include guard and includes."""
-    text = re.sub(r"/\*.*?\*/", "", (HERE / "ff.h").read_text(), flags=re.S)
+    """The contract without what cffi does not read: comments, include guards and includes."""
+    text = re.sub(r"/\*.*?\*/", "", "".join((HERE / name).read_text() for name in CONTRACT), flags=re.S)
     return "\n".join(
         line for line in text.splitlines() if not line.startswith("#") or re.match(r"#define \w+ \d", line)
     )

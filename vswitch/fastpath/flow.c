@@ -384,19 +384,39 @@ static unsigned int subtable_burst(const struct ff_subtable *t, const struct ff_
     return left;
 }
 
+static inline bool same_key(const struct ff_key *a, const struct ff_key *b) {
+    const uint64_t *x = (const uint64_t *)(const void *)a, *y = (const uint64_t *)(const void *)b;
+    uint64_t diff = 0;
+
+    for (unsigned int i = 0; i < FF_KEY_WORDS; i++)
+        diff |= x[i] ^ y[i];
+    return diff == 0;
+}
+
 void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_flow **flows,
                           uint64_t *mask_hits) {
     const struct mask_list *m = atomic_load_explicit(&masks, memory_order_acquire);
     uint8_t todo[FF_BURST];
+    unsigned int different = 0;
+    uint32_t again = 0; /* bit i: packet i has the key of the one before */
 
+    /* what a sender sends in one go is often of one flow: only the first of a run is looked up */
     for (unsigned int i = 0; i < n; i++) {
-        todo[i] = (uint8_t)i;
         flows[i] = NULL;
+        if (i > 0 && same_key(&keys[i], &keys[i - 1]))
+            again |= 1u << i;
+        else
+            todo[different++] = (uint8_t)i;
     }
-    for (unsigned int i = 0; i < m->n && n > 0; i++) {
-        unsigned int left = subtable_burst(m->t[i], keys, todo, n, flows);
+    for (unsigned int i = 0, left = different; i < m->n && left > 0; i++) {
+        unsigned int missed = subtable_burst(m->t[i], keys, todo, left, flows);
 
-        mask_hits[m->t[i]->slot] += n - left;
-        n = left;
+        mask_hits[m->t[i]->slot] += left - missed;
+        left = missed;
+    }
+    for (; again != 0; again &= again - 1) {
+        unsigned int i = (unsigned int)__builtin_ctz(again);
+
+        flows[i] = flows[i - 1];
     }
 }

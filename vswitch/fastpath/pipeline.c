@@ -50,11 +50,34 @@ static unsigned int parse_burst(struct ff_worker *w, struct ff_port *port, bool 
     return good;
 }
 
+/* Packets of one flow in a row, counted together. */
+struct run {
+    const struct ff_flow *flow;
+    uint32_t packets;
+    uint64_t bytes;
+};
+
+static inline void run_end(struct ff_worker *w, const struct run *r) {
+    if (likely(r->flow != NULL))
+        ff_flow_counted(w, r->flow, r->packets, r->bytes);
+}
+
+static inline void run_count(struct ff_worker *w, struct run *r, const struct ff_flow *flow,
+                             uint32_t bytes) {
+    if (flow != r->flow) {
+        run_end(w, r);
+        *r = (struct run){.flow = flow};
+    }
+    r->packets++;
+    r->bytes += bytes;
+}
+
 void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                  struct ff_frame *frames, unsigned int n) {
     bool trace = atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TRACE;
     struct ff_key keys[FF_BURST] __rte_cache_aligned;
     struct ff_flow *flows[FF_BURST];
+    struct run run = {0};
 
     n = parse_burst(w, port, trace, frames, keys, n);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_PARSE);
@@ -86,12 +109,13 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
             continue;
         }
         w->stats.hits++;
-        ff_flow_counted(w, flow, frames[i].len);
+        run_count(w, &run, flow, frames[i].len);
         actions = atomic_load_explicit(&flow->actions, memory_order_acquire);
         if (unlikely(trace))
             ff_tap_trace(w, port, &frames[i], 0, ff_flow_id(flow), actions);
         if (unlikely(!ff_output_only(w, actions->only, &frames[i])))
             ff_execute(w, &frames[i], &keys[i], queue, actions);
     }
+    run_end(w, &run);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);
 }

@@ -366,11 +366,11 @@ static inline void ff_drop(struct ff_worker *w, uint16_t port_id, unsigned int r
 }
 
 static inline void ff_flow_counted(struct ff_worker *w, const struct ff_flow *flow,
-                                   uint32_t bytes) {
+                                   uint32_t packets, uint64_t bytes) {
     struct ff_flow_count *c =
         &w->flow_counts[flow->index / FF_FLOW_CHUNK][flow->index % FF_FLOW_CHUNK];
 
-    c->packets++;
+    c->packets += packets;
     c->bytes += bytes;
     if (c->last_s != w->now_s)
         c->last_s = w->now_s;

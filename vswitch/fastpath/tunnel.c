@@ -233,7 +233,13 @@ static void vxlan_close(struct ff_port *port) {
     hash_remove(vnis, &vni);
 }
 
+static void vxlan_info(struct ff_port *port, struct ff_port_info *info) {
+    (void)port;
+    snprintf(info->driver, sizeof(info->driver), "vxlan");
+}
+
 const struct ff_port_ops ff_port_vxlan_ops = {
     .open = vxlan_open,
     .close = vxlan_close,
+    .info = vxlan_info,
 };

@@ -194,7 +194,7 @@ static void again(struct ff_worker *w, struct ff_parked_pkt *p) {
         return;
     }
     w->stats.hits++;
-    ff_flow_counted(w, flow, frame.len);
+    ff_flow_counted(w, flow, 1, frame.len);
     ff_execute(w, &frame, &key, queue, atomic_load_explicit(&flow->actions, memory_order_acquire));
 }
 
@@ -218,7 +218,7 @@ static void do_verdict(struct ff_worker *w, const struct ff_command *cmd) {
     pkt_free(w, p);
     ff_flow_lookup_burst(&key, 1, &flow, w->mask_hits);
     if (flow != NULL) /* the packet that made the flow is counted in it */
-        ff_flow_counted(w, flow, frame.len);
+        ff_flow_counted(w, flow, 1, frame.len);
     ff_execute(w, &frame, &key, queue, cmd->actions);
     for (p = next; p != NULL; p = next) {
         next = p->next;

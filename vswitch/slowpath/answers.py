@@ -64,7 +64,7 @@ def neighbour_advertisement(frame: bytes, mac: bytes) -> bytes:
     to, flags = (asker, _NA_FLAGS) if any(asker) else (_ALL_NODES, 0x20000000)
     body = flags.to_bytes(4) + target + bytes([2, 1]) + mac
     dst = frame[6:12] if any(asker) else b"\x33\x33" + _ALL_NODES[12:]
-    return dst + mac + tags + EthType.IPV6.to_bytes(2) + _icmp6(target, to, 136, body, _ND_HOP_LIMIT)
+    return dst + mac + tags + EthType.IPV6.to_bytes(2) + icmp6(target, to, 136, body, _ND_HOP_LIMIT)
 
 
 def too_big(frame: bytes, mtu: int) -> bytes | None:
@@ -81,7 +81,7 @@ def too_big(frame: bytes, mtu: int) -> bytes | None:
     if ethertype == EthType.IPV6 and _may_be_told6(packet):
         src, dst = packet[8:24], packet[24:40]
         quoted = packet[: _ICMP6_MAX - _IPV6_HLEN - 8]
-        return head + _icmp6(dst, src, 2, mtu.to_bytes(4) + quoted, _TTL)
+        return head + icmp6(dst, src, 2, mtu.to_bytes(4) + quoted, _TTL)
     return None
 
 
@@ -112,7 +112,7 @@ def _too_big4(packet: bytes, mtu: int) -> bytes:
     return ip[:10] + checksum(ip).to_bytes(2) + ip[12:] + body
 
 
-def _icmp6(src: bytes, dst: bytes, kind: int, rest: bytes, hops: int) -> bytes:
+def icmp6(src: bytes, dst: bytes, kind: int, rest: bytes, hops: int) -> bytes:
     """An IPv6 packet with an ICMPv6 message of code 0; `rest` follows its checksum."""
     length = 4 + len(rest)
     pseudo = src + dst + length.to_bytes(4) + IpProto.ICMPV6.to_bytes(4)  # RFC 8200 section 8.1

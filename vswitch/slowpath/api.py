@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 
 from vswitch import __version__
 from vswitch.slowpath import stats
+from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
 from vswitch.slowpath.errors import BadParams, SwitchError
 from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, WorkerStats
 from vswitch.slowpath.flowtext import actions_text, key_fields, match_text
 from vswitch.slowpath.params import entry_of, flag, number, optional_entry
-from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, whole_number
+from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, told_ips, told_mac, whole_number
 from vswitch.slowpath.reasons import mac_text
 from vswitch.slowpath.rpc import Client, Method, Params, Stream
 from vswitch.slowpath.switch import PortEntry, Switch
@@ -71,10 +72,11 @@ def change_settings(settings: Settings, values: object) -> Settings:
 class Api:
     """Answers requests from `switch`."""
 
-    def __init__(self, switch: Switch, settings: Settings, dpdk_version: str) -> None:
+    def __init__(self, switch: Switch, settings: Settings, dpdk_version: str, overlay: OverlayApi) -> None:
         self._switch = switch
         self._settings = settings
         self._dpdk_version = dpdk_version
+        self._overlay = overlay
         self._started = time.monotonic()
         self._trace = Tracer(switch)
         self.apply_settings()
@@ -101,6 +103,8 @@ class Api:
             "fdb.dump": Method(self._fdb_dump, port),
             "fdb.flush": Method(self._fdb_flush, port),
             "capture": Method(self._capture, port | {"snaplen", "direction"}),
+            "status": Method(self._overlay.status),
+            "explain": Method(self._overlay.explain, frozenset({"source", "destination"})),
             "trace.packet": Method(self._trace.packet, port | {"frames"}),
             "trace.live": Method(self._trace.live, port | {"n"}),
         }
@@ -113,6 +117,10 @@ class Api:
             "state": entry.state.label,
             "reason": entry.reason,
             "since": round(entry.since, 3),
+            "mac": told_mac(entry.config),
+            "ips": list(told_ips(entry.config)),
+            "vni": entry.config.vni,
+            "endpoint": self._overlay.placement(entry),
             "warnings": self._switch.port_warnings(entry),
         }
         if not entry.id:
@@ -225,6 +233,7 @@ class Api:
         entry = self._switch.add(config, may_exist=flag(params, "may_exist"))
         if seconds:
             await self._switch.wait_ready(entry, seconds)
+        await self._overlay.wait_placed(entry, seconds)
         return self._port_to_json(entry)
 
     async def _port_del(self, params: Params, client: Client) -> object:
@@ -266,7 +275,7 @@ class Api:
                 "id": handle,
                 "match": match_text(flow.key, flow.mask, port),
                 "key": key_fields(flow.key, flow.mask, port),
-                "actions": actions_text(flow.actions, port),
+                "actions": actions_text(flow.actions, port, self._overlay.remote_text),
                 "packets": counters.packets,
                 "bytes": counters.bytes,
                 "idle_s": max(0, round(time.monotonic() - counters.last_used)) if counters.last_used else None,

@@ -13,12 +13,15 @@ from typing import Final, NamedTuple
 
 from vswitch.slowpath.flows import MASK_DST, MASK_PORT, MASK_VLAN, Depends, bridging_mask, union
 from vswitch.slowpath.learning import Admission, Fdb, Segment, Station
-from vswitch.slowpath.overlay import Binding, Overlay, Way
-from vswitch.slowpath.pipeline import ETH_HLEN, VLAN_HLEN
+from vswitch.slowpath.overlay import Binding, Overlay, Way, is_resolution
+from vswitch.slowpath.pipeline import ETH_HLEN, VLAN_HLEN, EthType, IpProto
 from vswitch.slowpath.types import Action, ActionType, Drop, Key, Port, PortType
 from vswitch.slowpath.vlan import Tag, VlanPolicy, output_actions
 
 NO_PORT: Final = 0  # FF_PORT_NONE
+_MASK_TYPE: Final = MASK_PORT._replace(eth_type=0xFFFF)
+_MASK_PROTOCOL: Final = _MASK_TYPE._replace(ip_proto=0xFF)
+_MASK_ICMPV6: Final = _MASK_PROTOCOL._replace(l4_src=0xFFFF)
 _CACHE_MAX: Final = 1 << 16  # action lists; a bound, far above what real port sets need
 
 
@@ -29,6 +32,7 @@ class Member(NamedTuple):
     up: bool
     network: str
     tunnel: bool  # the network's endpoints on other hosts are behind it
+    uplink: bool  # the underlay is behind it, and no network
     vlans: VlanPolicy
     quota: int
     mirror: int  # port that gets a copy of what this one sends and receives, NO_PORT: none is there and up
@@ -36,7 +40,7 @@ class Member(NamedTuple):
 
     def bridges(self, segment: Segment) -> bool:
         """Whether a bridge's frames of the segment may come and go here; a tunnel's go to one endpoint only."""
-        if self.is_mirror or self.tunnel:
+        if self.is_mirror or self.tunnel or self.uplink:
             return False
         return self.network == segment.network and self.vlans.carries(segment.vlan)
 
@@ -113,6 +117,8 @@ class Bridge:
             return Verdict((_drop(Drop.POLICY),), MASK_PORT, Drop.POLICY)
         if port.is_mirror:
             return self._dropped(port, Verdict((), MASK_PORT, Drop.POLICY))
+        if port.uplink:
+            return self._underlay(port, key)
         tag = Tag.of(key)
         vlan = port.vlans.classify(tag)
         if vlan is None or (port.tunnel and tag.tpid):  # RFC 7348 section 6.1: no inner tags
@@ -135,6 +141,14 @@ class Bridge:
         if port.tunnel:
             return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
         return self._forward(frame, verdict, fdb)
+
+    def _underlay(self, port: Member, key: Key) -> Verdict:
+        """What an uplink receives that is no tunnel's. Who resolves next hops there has a look at ARP and ND."""
+        mask = _MASK_TYPE
+        if key.eth_type == EthType.IPV6:
+            mask = _MASK_ICMPV6 if key.ip_proto == IpProto.ICMPV6 else _MASK_PROTOCOL
+        verdict = Verdict((), mask, Drop.NOT_TUNNEL, asks=key.eth_type == EthType.ARP or is_resolution(key))
+        return self._dropped(port, verdict)
 
     def _controlled(self, frame: _Frame, key: Key, verdict: Verdict, fdb: Fdb) -> Verdict:
         """A frame in a network whose endpoints a controller has told: what it says goes before what was learned."""
@@ -220,6 +234,7 @@ def _members(ports: Iterable[Port]) -> dict[int, Member]:
             up=port.up,
             network=port.config.network,
             tunnel=port.config.type is PortType.VXLAN,
+            uplink=bool(port.config.uplink),
             vlans=VlanPolicy.of(port.config),
             quota=port.config.mac_quota,
             mirror=mirror.id if mirror and mirror.up else NO_PORT,

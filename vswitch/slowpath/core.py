@@ -24,6 +24,7 @@ from vswitch.slowpath.types import (
     Command,
     Decision,
     DelFlow,
+    Drop,
     FdbEntry,
     Finish,
     Flow,
@@ -32,6 +33,7 @@ from vswitch.slowpath.types import (
     Notice,
     Port,
     Upcall,
+    UplinkFrame,
 )
 from vswitch.slowpath.vlan import VID_MASK
 
@@ -123,6 +125,8 @@ class SwitchCore:
             commands += own.frames
         elif upcall.key.in_port in self._bridge.ports and not verdict.asks:
             commands += self._install(upcall.key, verdict, now)
+        if verdict.asks and verdict.drop is Drop.NOT_TUNNEL:
+            commands.append(UplinkFrame(upcall.key.in_port, upcall.frame))
         commands.append(Finish(upcall.id, verdict.actions))
         return commands
 

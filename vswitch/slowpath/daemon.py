@@ -8,10 +8,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import sdnotify
@@ -19,6 +21,7 @@ import sdnotify
 from vswitch import __version__
 from vswitch.slowpath import drivers, eal, state
 from vswitch.slowpath.api import IDLE_MAX_US, LOG_LEVELS, Api, Settings
+from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, StartError
 from vswitch.slowpath.fastpath import FastPath, FastPathError
@@ -27,12 +30,26 @@ from vswitch.slowpath.ports import check_socket_length
 from vswitch.slowpath.rpc import Server
 from vswitch.slowpath.switch import Switch
 from vswitch.slowpath.types import PortConfig
+from vswitch.slowpath.uplinks import Uplinks
+
+if TYPE_CHECKING:
+    from vswitch.slowpath.agent.agent import Agent
 
 log = logging.getLogger("ffswitchd")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Packets that one port may have parked, until its upcall_budget says otherwise.
 PARKED_MAX = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """Who controls this host: HOST:PORT,..."""
+
+    targets: str
+    host: str
+    token: str
+    state_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,7 @@ class Options:
     memory: eal.Memory
     mbufs: int
     settings: Settings
+    controller: Controller | None = None
 
     @property
     def socket(self) -> Path:
@@ -113,13 +131,23 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: there is nothing to read again")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    server = Server(Api(switch, options.settings, FastPath.dpdk_version()).methods())
+    uplinks = Uplinks(switch)
+    try:
+        agent = _make_agent(switch, uplinks, options.controller) if options.controller else None
+    except StartError:
+        switch.fast_path.stop()
+        raise
+    api = Api(switch, options.settings, FastPath.dpdk_version(), OverlayApi(uplinks, agent))
+    server = Server(api.methods())
     systemd = sdnotify.SystemdNotifier()
     try:
         loop.add_reader(switch.fast_path.event_fd, switch.on_events)
         loop.add_reader(switch.fast_path.upcall_fd, switch.on_upcalls)
         loop.add_reader(switch.fast_path.tap_fd, switch.taps.on_readable)
         switch.restore(ports)
+        uplinks.start()
+        if agent is not None:
+            agent.start()
         try:
             await server.start(options.socket)
         except OSError as error:
@@ -136,7 +164,29 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
     finally:
         switch.taps.close()
         await server.stop()
+        if agent is not None:
+            await agent.stop()
+        await uplinks.stop()
         switch.fast_path.stop()
+
+
+def _make_agent(switch: Switch, uplinks: Uplinks, controller: Controller) -> Agent:
+    # gRPC takes half a second to read: only hosts with a controller wait for it.
+    from controller.security.client import parse_target  # noqa: PLC0415
+    from vswitch.slowpath.agent.agent import Agent  # noqa: PLC0415
+
+    try:
+        targets = [parse_target(text.strip()) for text in controller.targets.split(",")]
+    except ValueError as error:
+        raise StartError(f"--controller: {error}") from None
+    return Agent(
+        switch,
+        uplinks,
+        name=controller.host,
+        targets=targets,
+        state_dir=controller.state_dir,
+        token=controller.token,
+    )
 
 
 def _start_logging(level: str) -> None:
@@ -163,6 +213,16 @@ def _start_logging(level: str) -> None:
     metavar="US",
     help="Longest sleep of an idle worker that nothing can wake; 0: it never sleeps.",
 )
+@click.option("--controller", metavar="HOST:PORT,...", help="Controllers; any one of them will do.")
+@click.option("--host-name", metavar="NAME", help="What controllers call this host.  [default: the machine's name]")
+@click.option("--join-token", envvar="FFSWITCH_JOIN_TOKEN", metavar="TOKEN", help="To join with, once: see ffctl.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/ffswitch"),
+    show_default=True,
+    help="With --controller: this host's certificate, and what it was told last.",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @click.version_option(__version__)
 def main(  # noqa: PLR0917 (click passes them by name)
@@ -175,6 +235,10 @@ def main(  # noqa: PLR0917 (click passes them by name)
     mac_age: float,
     flow_idle: float,
     idle_sleep: int,
+    controller: str | None,
+    host_name: str | None,
+    join_token: str | None,
+    state_dir: Path,
     log_level: str,
 ) -> None:
     """Run the switch of this host until SIGTERM."""
@@ -189,6 +253,9 @@ def main(  # noqa: PLR0917 (click passes them by name)
         memory=eal.choose_memory(memory, no_huge or None, mbufs, eal.free_huge_mb()),
         mbufs=mbufs,
         settings=Settings(mac_age, flow_idle, idle_sleep=idle_sleep, log_level=log_level),
+        controller=Controller(controller, host_name or socket.gethostname(), join_token or "", state_dir.absolute())
+        if controller
+        else None,
     )
     try:
         run(options)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
+from vswitch.slowpath.counters import PortStats, Rxq, WorkerStats, total, unpack_port_stats, unpack_worker_stats
 from vswitch.slowpath.packing import pack_actions, pack_key, unpack_key
 from vswitch.slowpath.types import (
     Action,
@@ -22,7 +23,6 @@ from vswitch.slowpath.types import (
     Flow,
     FlowStats,
     Key,
-    PerfStats,
     PortConfig,
     PortState,
     PortType,
@@ -35,9 +35,6 @@ from vswitch.slowpath.types import (
 TAP_RX: int = lib.FF_TAP_RX
 TAP_TX: int = lib.FF_TAP_TX
 TAP_TRACE: int = lib.FF_TAP_TRACE
-DROP_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_drop_name(i)).decode() for i in range(lib.FF_DROP_MAX))
-FAULT_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_fault_name(i)).decode() for i in range(lib.FF_FAULT_MAX))
-STAGE_NAMES: tuple[str, ...] = tuple(ffi.string(lib.ff_stage_name(i)).decode() for i in range(lib.FF_STAGE_MAX))
 
 UPCALL_BATCH = 64
 EVENT_BATCH = 64
@@ -76,60 +73,6 @@ class PortEvent(NamedTuple):
     reason: str
 
 
-class QueueStats(NamedTuple):
-    rx_packets: int
-    rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-    tx_full: int
-    rx_cycles: int
-
-
-class Rxq(NamedTuple):
-    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far."""
-
-    port_id: int
-    queue: int
-    worker: int
-    packets: int
-    cycles: int
-
-
-@dataclass(frozen=True, slots=True)
-class PortStats:
-    """Counters of one port: summed over workers, and `workers[i]` of each worker alone.
-
-    `drops` and `faults` hold the reasons that occurred.
-    """
-
-    rx_packets: int
-    rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-    replicated: int
-    upcalls: int
-    drops: dict[str, int]
-    faults: dict[str, int]
-    queues: tuple[QueueStats, ...]
-    injected: int = 0
-    encapsulated: int = 0
-    decapsulated: int = 0
-    workers: tuple[PortStats, ...] = ()
-
-
-class WorkerStats(NamedTuple):
-    cpu: int
-    loops: int
-    busy_loops: int
-    sleeps: int
-    busy_cycles: int
-    packets: int
-    hits: int
-    misses: int
-    parked: int
-    perf: PerfStats
-
-
 @dataclass(frozen=True, slots=True)
 class TapRecord:
     """One tapped frame; `actions` are at most the first eight of `n_actions`."""
@@ -147,31 +90,6 @@ class TapRecord:
 
 def _text(chars: Any) -> str:
     return bytes(ffi.string(chars)).decode(errors="replace")
-
-
-def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}
-
-
-def _named(names: tuple[str, ...], counts: Any) -> dict[str, int]:
-    return {names[number]: count for number, count in enumerate(counts) if count}
-
-
-def _add(a: PortStats, b: PortStats) -> PortStats:
-    return PortStats(
-        a.rx_packets + b.rx_packets,
-        a.rx_bytes + b.rx_bytes,
-        a.tx_packets + b.tx_packets,
-        a.tx_bytes + b.tx_bytes,
-        a.replicated + b.replicated,
-        a.upcalls + b.upcalls,
-        _sum(a.drops, b.drops),
-        _sum(a.faults, b.faults),
-        tuple(QueueStats(*(x + y for x, y in zip(p, q, strict=True))) for p, q in zip(a.queues, b.queues, strict=True)),
-        a.injected + b.injected,
-        a.encapsulated + b.encapsulated,
-        a.decapsulated + b.decapsulated,
-    )
 
 
 class FastPath:
@@ -292,57 +210,10 @@ class FastPath:
     def port_stats(self, port_id: int) -> PortStats:
         """Counters of a port; id 0 is the sum of all ports that are gone."""
         queues = self._queues.get(port_id, lib.FF_MAX_QUEUES)
-        workers = tuple(self._worker_port_stats(lib.ff_port_stats(i)[port_id], queues) for i in range(self.n_workers))
-        total = workers[0]
-        for more in workers[1:]:
-            total = _add(total, more)
-        return replace(total, workers=workers)
-
-    @staticmethod
-    def _worker_port_stats(s: Any, n_queues: int) -> PortStats:
-        queues = tuple(
-            QueueStats(q.rx_packets, q.rx_bytes, q.tx_packets, q.tx_bytes, q.tx_full, q.rx_cycles)
-            for q in s.queue[0:n_queues]
-        )
-        rx_packets, rx_bytes, tx_packets, tx_bytes, *_ = (sum(column) for column in zip(*queues, strict=True))
-        return PortStats(
-            rx_packets,
-            rx_bytes,
-            tx_packets,
-            tx_bytes,
-            s.replicated,
-            s.upcalls,
-            _named(DROP_NAMES, s.drop),
-            _named(FAULT_NAMES, s.fault),
-            queues,
-            s.injected,
-            s.encapsulated,
-            s.decapsulated,
-        )
+        return total(tuple(unpack_port_stats(lib.ff_port_stats(i)[port_id], queues) for i in range(self.n_workers)))
 
     def worker_stats(self) -> list[WorkerStats]:
-        stats = [lib.ff_worker_stats(i) for i in range(self.n_workers)]
-        return [
-            WorkerStats(
-                s.cpu,
-                s.loops,
-                s.busy_loops,
-                s.sleeps,
-                s.busy_cycles,
-                s.packets,
-                s.hits,
-                s.misses,
-                s.parked,
-                PerfStats(
-                    s.bursts,
-                    s.sampled_packets,
-                    dict(zip(STAGE_NAMES, s.stage_cycles, strict=True)),
-                    s.verdicts,
-                    s.verdict_cycles,
-                ),
-            )
-            for s in stats
-        ]
+        return [unpack_worker_stats(lib.ff_worker_stats(i)) for i in range(self.n_workers)]
 
     def worker_asleep(self, worker: int) -> bool:
         """Whether a worker sleeps now, and therefore makes no loops."""

@@ -112,7 +112,11 @@ def key_fields(key: Key, mask: Key, port: PortLabel) -> dict[str, str]:
     return {field: text for field, text, _ in _fields(key, mask, port)}
 
 
-def _action_text(action: Action, port: PortLabel) -> str:
+def _no_address(number: int) -> str:
+    return ""
+
+
+def _action_text(action: Action, port: PortLabel, remote: PortLabel) -> str:
     match action.type:
         case ActionType.OUTPUT:
             return f"output:{port(action.arg)}"
@@ -127,14 +131,15 @@ def _action_text(action: Action, port: PortLabel) -> str:
         case ActionType.UPCALL:
             return "upcall"
         case ActionType.SET_TUNNEL:
-            return f"set_tunnel:{action.arg}"
+            address = remote(action.arg)
+            return f"set_tunnel:{action.arg}({address})" if address else f"set_tunnel:{action.arg}"
         case ActionType.CHECK_LEN:
             return f"check_len:{action.arg}"
 
 
-def actions_text(actions: Iterable[Action], port: PortLabel) -> str:
-    """A list of actions, "pop_vlan,output:db0"."""
-    return ",".join(_action_text(action, port) for action in actions) or f"drop({Drop.POLICY.label})"
+def actions_text(actions: Iterable[Action], port: PortLabel, remote: PortLabel = _no_address) -> str:
+    """A list of actions, "pop_vlan,output:db0"; `remote` gives tunnel ends their addresses."""
+    return ",".join(_action_text(action, port, remote) for action in actions) or f"drop({Drop.POLICY.label})"
 
 
 def summary(key: Key, frame_len: int) -> str:

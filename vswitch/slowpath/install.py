@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.interfaces import FastPathApi
-from vswitch.slowpath.types import AddFlow, Command, DelFlow, Finish, FlowStats, Notice, SendFrame
+from vswitch.slowpath.types import AddFlow, Command, DelFlow, Finish, FlowStats, Notice, SendFrame, UplinkFrame
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ class Installer:
 
     def __init__(self, fast_path: FastPathApi) -> None:
         self._fast_path = fast_path
+        self.on_uplink_frame: Callable[[UplinkFrame], None] | None = None
         self._ids: dict[int, int] = {}
         self._handles: dict[int, int] = {}
         self._refused = False  # a full table refuses packet after packet: one line when it begins is enough
@@ -43,6 +44,9 @@ class Installer:
                     verdicts.append(command)
                 case SendFrame():
                     frames.append(command)
+                case UplinkFrame():
+                    if self.on_uplink_frame is not None:
+                        self.on_uplink_frame(command)
                 case Notice(text):
                     log.warning("%s", text)
         self._add(adds)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vswitch.slowpath.fastpath import PortEvent, PortInfo, PortStats, Rxq, TapRecord, WorkerStats
+from vswitch.slowpath.counters import PortStats, Rxq, WorkerStats
+from vswitch.slowpath.fastpath import PortEvent, PortInfo, TapRecord
 from vswitch.slowpath.types import Finish, Flow, FlowStats, Key, PortConfig, Remote, Suspect, Upcall, Uplink
 
 

@@ -19,6 +19,7 @@ from vswitch.slowpath.types import Drop, Key
 
 ARP_REQUEST: Final = 1  # RFC 826
 NEIGHBOUR_SOLICITATION: Final = 135  # RFC 4861 section 4.3
+NEIGHBOUR_ADVERTISEMENT: Final = 136  # RFC 4861 section 4.4
 
 _ANY4: Final = bytes(4)
 _ANY6: Final = bytes(16)
@@ -223,6 +224,12 @@ def _own_address(key: Key, sender: Binding) -> bool:
         return key.ip_src in sender.ips or key.ip_src in (_ANY6, link_local(sender.mac))
     # 0.0.0.0 in an ARP probe (RFC 5227 section 2.1.1) and in DHCP (RFC 2131 section 4.1).
     return key.ip_src[:4] in sender.ips or key.ip_src[:4] == _ANY4
+
+
+def is_resolution(key: Key) -> bool:
+    """Whether it is a neighbour solicitation or advertisement."""
+    kinds = (NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT)
+    return key.eth_type == EthType.IPV6 and key.ip_proto == IpProto.ICMPV6 and key.l4_src in kinds
 
 
 def asks(key: Key) -> bool:

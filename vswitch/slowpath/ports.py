@@ -25,6 +25,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _AFFINITY = re.compile(r"([0-9]{1,4}):([0-9]{1,4})")
 _DECIMAL = re.compile(r"[0-9]{1,10}")
+_PORT_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=[A-Za-z0-9_.-]{0,63}")
 
 # vxlan ports come and go with the controller's networks.
 _USER_TYPES = (PortType.VHOST_USER, PortType.PMD)
@@ -89,6 +90,11 @@ def _network(key: str, value: object) -> str:
     return label
 
 
+def endpoint_name(key: str, value: object) -> str:
+    """An endpoint's name, or BadParams."""
+    return _network(key, value)
+
+
 def _trust_domain(key: str, value: object) -> str:
     return _network(key, value) if value != "" else ""
 
@@ -116,6 +122,34 @@ def _ips(key: str, value: object) -> tuple[str, ...]:
             raise BadParams(f"{key}: {ip} cannot be an interface's address")
         ips[str(ip)] = None
     return tuple(ips)
+
+
+def _labels(key: str, value: object) -> tuple[str, ...]:
+    labels: dict[str, str] = {}
+    for item in _items(key, value):
+        label = _text(key, item)
+        if not _PORT_LABEL.fullmatch(label):
+            raise BadParams(f"{key}: {_show(label)} is not a label like tier=web")
+        labels[label.partition("=")[0]] = label
+    return tuple(sorted(labels.values()))
+
+
+def _interfaces(key: str, value: object) -> tuple[str, ...]:
+    """Interface addresses with their prefix lengths, one of each family at most."""
+    found: dict[int, str] = {}
+    for item in _items(key, value):
+        text = _text(key, item)
+        try:
+            interface = ipaddress.ip_interface(text)
+        except ValueError:
+            raise BadParams(f"{key}: {_show(text)} is not an address with its prefix, like 192.0.2.1/24") from None
+        ip = interface.ip
+        if "/" not in text or ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip.is_link_local:
+            raise BadParams(f"{key}: {_show(text)} cannot be a tunnel end: give an address like 192.0.2.1/24")
+        if ip.version in found:
+            raise BadParams(f"{key}: {found[ip.version]} and {interface}: one IPv{ip.version} address is enough")
+        found[ip.version] = str(interface)
+    return tuple(found[version] for version in sorted(found))
 
 
 def _type(key: str, value: object) -> PortType:
@@ -186,6 +220,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "ips": _ips,
     "network": _network,
     "trust_domain": _trust_domain,
+    "labels": _labels,
     "queues": whole_number(1, MAX_QUEUES),
     "mtu": whole_number(MTU_MIN, MTU_MAX),
     "tag": whole_number(0, VID_MAX),
@@ -195,10 +230,16 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "mac_quota": whole_number(0, 1_000_000),
     "upcall_budget": whole_number(1, 65535),
     "rxq_affinity": _rxq_affinity,
+    "uplink": _interfaces,
+    "uplink_gateway": _ips,
+    "assigned_mac": _mac,
+    "assigned_ips": _ips,
 }
 
-ADD_KEYS = frozenset(_READERS) - {"mirror", "mac_quota", "upcall_budget", "rxq_affinity"}
-SET_KEYS = frozenset(_READERS) - {"name", "type", "socket", "role", "devargs", "queues"}
+_ASSIGNED = frozenset({"assigned_mac", "assigned_ips"})
+_SET_ONLY = frozenset({"mirror", "mac_quota", "upcall_budget", "rxq_affinity", "uplink", "uplink_gateway"})
+ADD_KEYS = frozenset(_READERS) - _ASSIGNED - _SET_ONLY
+SET_KEYS = frozenset(_READERS) - _ASSIGNED - {"name", "type", "socket", "role", "devargs", "queues"}
 
 
 def default_mac(name: str) -> str:
@@ -237,7 +278,18 @@ def _check(config: PortConfig) -> PortConfig:
         )
     if config.mirror == config.name:
         raise BadParams(f"port {config.name}: it cannot be its own mirror")
+    _check_uplink(config)
     return config
+
+
+def _check_uplink(config: PortConfig) -> None:
+    if config.uplink and (config.tag or config.trunks or config.native_vlan):
+        raise BadParams(f"port {config.name}: an uplink bridges nothing: leave out tag, trunks and native_vlan")
+    networks = [ipaddress.ip_interface(uplink).network for uplink in config.uplink]
+    for gateway in map(ipaddress.ip_address, config.uplink_gateway):
+        if not any(gateway in network for network in networks):
+            where = ", ".join(map(str, networks)) or "its uplink, which it has not"
+            raise BadParams(f"port {config.name}: gateway {gateway} is not within {where}")
 
 
 def read_port(given: Mapping[str, object], run_dir: Path) -> PortConfig:
@@ -279,3 +331,13 @@ def port_to_json(config: PortConfig) -> dict[str, object]:
 def differences(a: PortConfig, b: PortConfig) -> tuple[str, ...]:
     """The keys of port.add in which two configurations differ."""
     return tuple(f.name for f in fields(a) if f.name in ADD_KEYS and getattr(a, f.name) != getattr(b, f.name))
+
+
+def told_mac(config: PortConfig) -> str:
+    """The MAC that a port's container is to use: the controller's word goes first."""
+    return config.assigned_mac or config.mac
+
+
+def told_ips(config: PortConfig) -> tuple[str, ...]:
+    """The addresses that a port's container is to use."""
+    return config.assigned_ips or config.ips

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from vswitch.slowpath.bridge import Bridge, Verdict
 from vswitch.slowpath.learning import Admission, Fdb, Station
-from vswitch.slowpath.types import ActionType, Drop, FdbEntry, Key
+from vswitch.slowpath.overlay import Binding
+from vswitch.slowpath.types import ActionType, Drop, FdbEntry, Key, Port
 from vswitch.slowpath.vlan import Tag
 
 
@@ -20,10 +21,15 @@ def explain(key: Key, verdict: Verdict, bridge: Bridge, fdb: Fdb, now: float) ->
     if verdict.drop is Drop.RESERVED_MAC:
         sentences.append(f"{mac_text(key.eth_dst)} never leaves its link (IEEE 802.1Q table 8-1): dropped")
     src, dst = verdict.depends.src, verdict.depends.dst
-    if src is not None and dst is not None:
+    told = _told(key, verdict, bridge)
+    if verdict.drop in (Drop.SPOOFED, Drop.DENIED):
+        sentences += told
+    elif src is not None and dst is not None:
         source = f"source {mac_text(src.mac)} " + _source(key.in_port, verdict, bridge, fdb.entry(src), now)
         sentences.append(source)
-        if verdict.drop is not Drop.MOVE_HOLD:
+        if told:
+            sentences += told
+        elif verdict.drop is not Drop.MOVE_HOLD:
             destination = _destination(dst, verdict, bridge, fdb.entry(dst), now)
             sentences.append(f"destination {mac_text(dst.mac)} " + destination)
     sentences += _on_the_way(verdict, bridge)
@@ -37,12 +43,50 @@ def _admission_to_vlan(key: Key, verdict: Verdict, bridge: Bridge) -> str:
     name = port.config.name
     if verdict.drop is Drop.POLICY:
         return f"{name} is a mirror port, and what it sends is not bridged: dropped"
+    if verdict.drop is Drop.NOT_TUNNEL:
+        return f"{name} is an uplink, and this is no tunnel's frame for one of its addresses: dropped"
     tag = Tag.of(key)
     form = f"tagged {tag.vid}" if tag.vid else "priority-tagged" if tag.tpid else "untagged"
     kind = f"an access port of VLAN {port.config.tag}" if port.config.tag else "a trunk"
     if verdict.vlan is None:
         return f"{form} on {name}, {kind} that does not take this: dropped"
     return f"{form} on {name}, {kind}: VLAN {verdict.vlan}"
+
+
+def _told(key: Key, verdict: Verdict, bridge: Bridge) -> list[str]:
+    """What a controller's word makes of the frame; nothing where it has none on it."""
+    port = bridge.ports.get(key.in_port)
+    src, dst = verdict.depends.src, verdict.depends.dst
+    if port is None or src is None or dst is None or not bridge.overlay.controls(port.config.network):
+        return []
+    network = port.config.network
+    sender, to = (bridge.overlay.at(network, mac) for mac in (src.mac, dst.mac))
+    if verdict.drop is Drop.SPOOFED:
+        return [_spoofed(src, sender, port)]
+    if verdict.drop is Drop.DENIED:
+        return [f"a policy denies this from {sender.name if sender else ''} to {to.name if to else ''}: dropped"]
+    if verdict.asks:
+        return ["it asks for an address: the switch answers where it knows the endpoint, and drops the question"]
+    if verdict.drop is Drop.NO_ENDPOINT:
+        return [f"destination {mac_text(dst.mac)} is no endpoint of this host in network {network}: dropped"]
+    if to is None:
+        return []
+    whose = f"destination {mac_text(dst.mac)} is endpoint {to.name}, "
+    if to.port is not None:
+        return [whose + f"on {_name(bridge, to.port)}" + (": dropped" if verdict.drop else "")]
+    if verdict.drop is Drop.TUNNEL_DOWN:
+        return [whose + "on another host to which there is no way: dropped"]
+    too_long = f"; a packet of more than {to.mtu} bytes is answered: too big" if to.mtu else ""
+    return [whose + f"on another host, by tunnel end {to.remote}{too_long}"]
+
+
+def _spoofed(src: Station, sender: Binding | None, port: Port) -> str:
+    name, mac = port.config.name, mac_text(src.mac)
+    if sender is None:
+        return f"source {mac} is not the address of {name}'s endpoint: dropped as forged"
+    if sender.port != port.id:
+        return f"source {mac} is that of endpoint {sender.name}, which is not on {name}: dropped as forged"
+    return f"endpoint {sender.name} sends from an IP address that is not its own: dropped as forged"
 
 
 def _source(in_port: int, verdict: Verdict, bridge: Bridge, entry: FdbEntry | None, now: float) -> str:
@@ -62,7 +106,8 @@ def _source(in_port: int, verdict: Verdict, bridge: Bridge, entry: FdbEntry | No
             return f"is static on {there}"
         case Admission.KNOWN:
             return f"is known on {here}"
-    return "is nobody's address: not learned"
+    port = bridge.member(in_port)
+    return "is behind the tunnel: not learned" if port and port.tunnel else "is nobody's address: not learned"
 
 
 def _destination(dst: Station, verdict: Verdict, bridge: Bridge, entry: FdbEntry | None, now: float) -> str:

@@ -36,7 +36,7 @@ class Responder:
 
     def answer(self, upcall: Upcall, verdict: Verdict, now: float) -> Answer | None:
         """The switch's own answer to a packet; None: the verdict on it stands."""
-        if verdict.asks and verdict.drop is not Drop.MOVE_HOLD:
+        if verdict.asks and verdict.drop not in (Drop.MOVE_HOLD, Drop.NOT_TUNNEL):
             return self._resolve(upcall, verdict)
         for action in verdict.actions:
             if action.type is ActionType.CHECK_LEN and upcall.frame_len > action.arg:

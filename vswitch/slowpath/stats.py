@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vswitch.slowpath.fastpath import PortStats, WorkerStats
+from vswitch.slowpath.counters import PortStats, WorkerStats
 
 
 @dataclass(slots=True)
 class Counters:
-    """Packets by fate, as in ff.h; none is on its way when
+    """Packets by fate, as in ff_packet.h; none is on its way when
 
     received + replicated + injected + encapsulated == sent + dropped + decapsulated + parked.
     """

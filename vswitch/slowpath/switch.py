@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vswitch.slowpath import portdir, state
@@ -104,6 +104,7 @@ class Switch:
         self._check_devargs = check_devargs
         self._clock = clock
         self._changed = asyncio.Event()
+        self.watchers: list[Callable[[str], None]] = []  # told the name of each port that comes, goes or changes
         self._progress = Progress()
 
     # ---- ports --------------------------------------------------------------
@@ -123,6 +124,23 @@ class Switch:
         """The name of a port by its number, for people."""
         entry = self._by_id.get(port_id)
         return entry.config.name if entry else f"port-{port_id}"
+
+    def add_tunnel(self, config: PortConfig) -> PortEntry:
+        """Add a network's vxlan port, which lives as long as the controller's word for it, not in the state file."""
+        if config.name in self.ports:
+            raise SwitchError(f"port {config.name} exists already: a network needs this name, delete the port")
+        entry = PortEntry(config, 0, PortState.CONFIGURED, "", time.time())
+        with contextlib.ExitStack() as undo:
+            self._open(entry, undo)
+            self.ports[config.name] = entry
+            undo.pop_all()
+        log.info("port %s: added for network %s", config.name, config.network)
+        return entry
+
+    def remove_tunnel(self, entry: PortEntry) -> None:
+        """Delete a network's vxlan port."""
+        self._close(entry)
+        log.info("port %s: deleted with its network", entry.config.name)
 
     def add(self, config: PortConfig, *, may_exist: bool = False) -> PortEntry:
         """Add a port and keep it in the state file; on failure (SwitchError) nothing is left behind."""
@@ -146,6 +164,7 @@ class Switch:
             self._save()
             undo.pop_all()
         log.info("port %s: added, %s", name, entry.state.label)
+        self._tell_watchers(name)
         return entry
 
     def _open(self, entry: PortEntry, undo: contextlib.ExitStack) -> None:
@@ -157,7 +176,7 @@ class Switch:
                 self._check_devargs(config.devargs)
             except DevargsError as error:
                 raise SwitchError(f"port {config.name}: {error}") from None
-        else:
+        elif config.type is PortType.VHOST_USER:
             directory = self._directory(config.name)
             if portdir.make(directory):
                 undo.callback(portdir.remove, directory)
@@ -211,26 +230,44 @@ class Switch:
     def remove(self, name: str) -> None:
         """Delete a port, its directory and its entry in the state file. Raises SwitchError."""
         entry = self.port(name)
-        if port_id := entry.id:
-            self._detach(entry)
-            self.fast_path.port_del(port_id)
-        del self.ports[name]
-        self._tell_change()
+        if entry.config.type is PortType.VXLAN:
+            raise SwitchError(f"port {name} comes and goes with network {entry.config.network}: the controller has it")
+        self._close(entry)
         stays = portdir.remove(self._directory(name))
         if stays:
             log.warning("port %s: %s", name, stays)
         log.info("port %s: deleted", name)
         self._save()
+        self._tell_watchers(name)
+
+    def _close(self, entry: PortEntry) -> None:
+        if port_id := entry.id:
+            self._detach(entry)
+            self.fast_path.port_del(port_id)
+        del self.ports[entry.config.name]
+        self._tell_change()
 
     def change(self, name: str, values: Mapping[str, object]) -> PortEntry:
         """Change a port's settings. Raises BadParams or SwitchError, and then nothing has changed."""
         entry = self.port(name)
-        before = entry.config
-        config = change_port(before, values)
-        if config.mirror not in ("", before.mirror):
+        if entry.config.type is PortType.VXLAN and values.keys() - {"mirror", "upcall_budget"}:
+            raise SwitchError(f"port {name} comes and goes with network {entry.config.network}: the controller has it")
+        config = change_port(entry.config, values)
+        if config.mirror not in ("", entry.config.mirror):
             self.port(config.mirror)
-        if config.rxq_affinity != before.rxq_affinity:
+        if config.rxq_affinity != entry.config.rxq_affinity:
             self.workers.check(config)
+        return self._replace(entry, config)
+
+    def assign(self, name: str, mac: str, ips: tuple[str, ...]) -> PortEntry:
+        """Take down what addresses the controller gave to a port's container. Raises SwitchError."""
+        entry = self.port(name)
+        return self._replace(entry, replace(entry.config, assigned_mac=mac, assigned_ips=ips))
+
+    def _replace(self, entry: PortEntry, config: PortConfig) -> PortEntry:
+        name, before = config.name, entry.config
+        if config == before:
+            return entry
         entry.config = config
         try:
             if entry.id:
@@ -245,6 +282,7 @@ class Switch:
             self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
             if config.rxq_affinity != before.rxq_affinity:
                 self._pin(entry)
+        self._tell_watchers(name)
         return entry
 
     def _apply_limits(self, entry: PortEntry) -> None:
@@ -253,7 +291,8 @@ class Switch:
 
     def _save(self) -> None:
         try:
-            state.save(self._state_file, (entry.config for entry in self.ports.values()))
+            kept = (entry.config for entry in self.ports.values() if entry.config.type is not PortType.VXLAN)
+            state.save(self._state_file, kept)
         except OSError as error:
             raise SwitchError(f"cannot write {self._state_file}: {error.strerror}") from None
 
@@ -278,6 +317,7 @@ class Switch:
             entry.retry_delay = min(2 * entry.retry_delay, _RETRY_MAX_S)
         else:
             log.info("port %s: back, %s", name, entry.state.label)
+            self._tell_watchers(name)
 
     async def wait_ready(self, entry: PortEntry, seconds: float) -> None:
         """Wait until a port is ready, `seconds` at most; SwitchError when it is deleted meanwhile."""
@@ -287,6 +327,10 @@ class Switch:
                     await self._changed.wait()
                     if self.ports.get(entry.config.name) is not entry:
                         raise SwitchError(f"port {entry.config.name} was deleted meanwhile")
+
+    def _tell_watchers(self, name: str) -> None:
+        for watcher in self.watchers:
+            watcher(name)
 
     def _tell_change(self) -> None:
         self._changed.set()

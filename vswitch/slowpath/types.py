@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that the slow path's parts share: ports, keys, actions, commands.
 
-Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff.h field by
+Only plain data and no I/O. `Key` mirrors `struct ff_key` of ff_packet.h field by
 field; everything that crosses to C is converted in `fastpath.py`.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Drop(IntEnum):
-    """`enum ff_drop` of ff.h; `label` is the name that people see."""
+    """`enum ff_drop` of ff_packet.h; `label` is the name that people see."""
 
     NONE = 0
     TOO_SHORT = 1
@@ -156,6 +156,7 @@ class PortConfig:
     ips: tuple[str, ...] = ()
     network: str = "default"
     trust_domain: str = ""
+    labels: tuple[str, ...] = ()  # "key=value", for the controller's policies
     queues: int = 1
     mtu: int = 1500
     tag: int = 0  # access VLAN, 1..4094; 0: a trunk port
@@ -164,6 +165,10 @@ class PortConfig:
     mirror: str = ""  # name of the port that gets a copy of what this one sends and receives
     mac_quota: int = 4096  # MACs that may be learned on this port
     upcall_budget: int = 512  # packets that may wait for a verdict at a time
+    uplink: tuple[str, ...] = ()  # "192.0.2.1/24": this host's tunnel ends are behind the port, which bridges nothing
+    uplink_gateway: tuple[str, ...] = ()  # the way to tunnel ends elsewhere, where no kernel knows one
+    assigned_mac: str = ""  # what the controller gave, which goes before `mac` and `ips`
+    assigned_ips: tuple[str, ...] = ()
     rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
 
 
@@ -263,13 +268,21 @@ class SendFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class UplinkFrame:
+    """What an uplink received of ARP or neighbour discovery: for who resolves next hops there."""
+
+    port: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something a person should read in the log: a move, a quota reached."""
 
     text: str
 
 
-Command = AddFlow | DelFlow | Finish | SendFrame | Notice
+Command = AddFlow | DelFlow | Finish | SendFrame | UplinkFrame | Notice
 
 
 # ---- views, for the command line ------------------------------------------
@@ -313,13 +326,3 @@ class Suspect(NamedTuple):
     transmit_unstarted: bool
     accepted: int
     refused: int
-
-
-class PerfStats(NamedTuple):
-    """What `stats --perf` is computed from. Cycles are the TSC's; stage_cycles are those of sampled_packets alone."""
-
-    bursts: int
-    sampled_packets: int
-    stage_cycles: dict[str, int]
-    verdicts: int
-    verdict_cycles: int

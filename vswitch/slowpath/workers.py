@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vswitch.slowpath.balance import IMPROVEMENT, LOAD, Move, RxqLoad, rebalance
+from vswitch.slowpath.counters import Rxq, WorkerStats
 from vswitch.slowpath.errors import SwitchError
-from vswitch.slowpath.fastpath import Rxq, WorkerStats
 from vswitch.slowpath.interfaces import FastPathApi
 from vswitch.slowpath.ports import rxq_affinity
 from vswitch.slowpath.types import PortConfig

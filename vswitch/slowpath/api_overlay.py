@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of the control socket about other hosts: the controller, uplinks, tunnel ends, paths of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vswitch.slowpath.errors import BadParams, SwitchError
+from vswitch.slowpath.ports import endpoint_name
+from vswitch.slowpath.rpc import Client, Params
+from vswitch.slowpath.switch import PortEntry
+from vswitch.slowpath.uplinks import RemoteView, Uplinks
+
+if TYPE_CHECKING:
+    from vswitch.slowpath.agent.agent import Agent
+
+# How long port.add waits for the controller when nobody says how long.
+_PLACE_S = 5.0
+
+
+class OverlayApi:
+    """Answers from the uplinks and, where there are controllers, the agent."""
+
+    def __init__(self, uplinks: Uplinks, agent: Agent | None) -> None:
+        self._uplinks, self._agent = uplinks, agent
+
+    def placement(self, entry: PortEntry) -> dict[str, Any] | None:
+        """What the controller says to a port."""
+        placement = self._agent.placement(entry) if self._agent is not None else None
+        return asdict(placement) if placement is not None else None
+
+    async def wait_placed(self, entry: PortEntry, seconds: float) -> None:
+        """Wait until the controller has decided on a port. Without a number, only for a controller that is there."""
+        if self._agent is None:
+            return
+        placement = self._agent.placement(entry)
+        if placement is not None and (seconds or placement.state == "waiting"):
+            await self._agent.wait_placed(entry, seconds or _PLACE_S)
+
+    def remote_text(self, number: int) -> str:
+        """The address of a tunnel end."""
+        return self._uplinks.remote_text(number)
+
+    async def status(self, params: Params, client: Client) -> object:
+        """status: the session with the controller, the uplinks, the tunnel ends of other hosts."""
+        return {
+            "controller": self._agent.status() if self._agent is not None else None,
+            "uplinks": [asdict(view) for view in self._uplinks.views()],
+            "remotes": [_remote(view) for view in self._uplinks.remotes()],
+        }
+
+    async def explain(self, params: Params, client: Client) -> object:
+        """explain: the path of a pair of endpoints, and why no better one."""
+        names = []
+        for key in ("source", "destination"):
+            if params.get(key) is None:
+                raise BadParams(f"{key} is missing: an endpoint's name")
+            names.append(endpoint_name(key, params[key]))
+        if self._agent is None:
+            raise SwitchError("this host has no controller: start ffswitchd with --controller")
+        return self._agent.explain(names[0], names[1])
+
+
+def _remote(view: RemoteView) -> dict[str, object]:
+    hop = view.next_hop
+    return {
+        "number": view.number,
+        "uplink": view.uplink,
+        "local": view.local,
+        "remote": view.remote,
+        "next_hop": view.hop_text,
+        "mac": hop.mac.hex(":") if hop.mac else "",
+        "why": hop.why,
+    }
