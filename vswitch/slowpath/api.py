@@ -13,8 +13,9 @@ from vswitch import __version__
 from vswitch.slowpath import stats
 from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
+from vswitch.slowpath.counters import WorkerStats
 from vswitch.slowpath.errors import BadParams, SwitchError
-from vswitch.slowpath.fastpath import TAP_RX, TAP_TX, WorkerStats
+from vswitch.slowpath.fastpath import TAP_RX, TAP_TX
 from vswitch.slowpath.flowtext import actions_text, key_fields, match_text
 from vswitch.slowpath.params import entry_of, flag, number, optional_entry
 from vswitch.slowpath.ports import ADD_KEYS, port_name, port_to_json, read_port, told_ips, told_mac, whole_number
