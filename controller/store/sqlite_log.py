@@ -8,6 +8,7 @@ A row lives from its revision until `superseded`, the revision that replaced it.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,7 @@ class LogWriter(LogReader):
         super().__init__(path)
         self._clock = clock
         self._deadlines: dict[int, tuple[int, float]] = {}
+        self._earliest = 0.0  # no deadline is before it
         self._newest = self._compacted = 0
         self._stored = (0, 0)
         try:
@@ -157,10 +159,11 @@ class LogWriter(LogReader):
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> int:
-        """Durable when it returns; gives the revision."""
+        """Durable when it returns, if `begin` was called; gives the revision."""
         if (self._newest, self._compacted) != self._stored:
             self._db.execute("UPDATE meta SET revision = ?, compacted = ?", (self._newest, self._compacted))
-        self._db.execute("COMMIT")
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
         self._stored = (self._newest, self._compacted)
         return self._newest
 
@@ -199,6 +202,7 @@ class LogWriter(LogReader):
         lease = secrets.randbelow(LIVE - 1) + 1
         self._db.execute("INSERT INTO lease VALUES (?, ?)", (lease, ttl))
         self._deadlines[lease] = (ttl, self._clock() + ttl)
+        self._earliest = min(self._earliest, self._deadlines[lease][1])
         return lease
 
     def keepalive(self, lease: int) -> int:
@@ -225,14 +229,15 @@ class LogWriter(LogReader):
     def expire(self) -> None:
         """Revoke the leases whose time is over."""
         now = self._clock()
+        if now < self._earliest:
+            return
         for lease in [lease for lease, (_, deadline) in self._deadlines.items() if deadline <= now]:
             self.revoke(lease)
+        self._earliest = min((deadline for _, deadline in self._deadlines.values()), default=math.inf)
 
     def next_expiry(self) -> float | None:
-        """Seconds until `expire` has something to do; None without leases."""
-        if not self._deadlines:
-            return None
-        return max(0.0, min(deadline for _, deadline in self._deadlines.values()) - self._clock())
+        """Seconds until `expire` has to look, which may find nothing; None without leases."""
+        return max(0.0, self._earliest - self._clock()) if self._deadlines else None
 
     def _open(self, path: Path) -> None:
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -258,6 +263,7 @@ class LogWriter(LogReader):
         now, known = self._clock(), self._deadlines
         rows = self._db.execute("SELECT id, ttl FROM lease")
         self._deadlines = {lease: known.get(lease, (ttl, now + ttl)) for lease, ttl in rows}
+        self._earliest = min((deadline for _, deadline in self._deadlines.values()), default=math.inf)
 
     def _do(self, op: Op, revision: int) -> OpResult:
         match op:
