@@ -56,6 +56,8 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
+# Compaction looks at what was superseded only. Files of before it was there get it as well.
+_INDEX = f"CREATE INDEX IF NOT EXISTS log_superseded ON log (superseded) WHERE superseded < {LIVE}"
 
 _COLUMNS = "key, value, create_revision, revision, version, lease"
 _Row = tuple[bytes, bytes, int, int, int, int]
@@ -194,7 +196,8 @@ class LogWriter(LogReader):
         if revision > self._newest:
             raise StoreRefused(f"revision {revision} is in the future, the store is at {self._newest}")
         if revision > self._compacted:
-            self._db.execute("DELETE FROM log WHERE revision <= ? AND superseded <= ?", (revision, revision))
+            # A row is superseded at its own revision or later. The second term is what the partial index asks for.
+            self._db.execute(f"DELETE FROM log WHERE superseded <= ? AND superseded < {LIVE}", (revision,))
             self._compacted = revision
 
     def grant(self, ttl: int) -> int:
@@ -256,6 +259,7 @@ class LogWriter(LogReader):
         self._db.execute("PRAGMA synchronous = FULL")
         if not tables:
             self._db.executescript(SCHEMA)
+        self._db.execute(_INDEX)
 
     def _load(self) -> None:
         self._stored = self._meta()
