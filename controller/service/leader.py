@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 LEADER_TTL = 5  # seconds without a leader when one dies
 _PAUSE = 1.0
+# Keys that a sweep looks at without letting others run.
+_AT_ONCE = 1000
 # Seconds: how often what is over is looked for, how long it stays after its end, how much history stays for watches.
 SWEEP = 60.0
 KEPT_TOKENS = 86400.0
@@ -113,7 +115,12 @@ class Leader:
         """Forget tokens and released addresses that ended long ago, and the store's old revisions. Raises Deposed."""
         now = self._replica.clock()
         old: list[str] = []
-        for key, item in self._state.mirror.items.items():
+        for number, key in enumerate(list(self._state.mirror.items)):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # hosts are told of changes in between
+            item = self._state.find(key)
+            if item is None:
+                continue
             if key.startswith(TOKEN):
                 if json.loads(item.value)["expires"] + KEPT_TOKENS < now:
                     old.append(key)

@@ -162,14 +162,15 @@ class AgentSession:
         while (message := await messages()) is not None:
             match message.WhichOneof("message"):
                 case "heartbeat":
-                    await self._heartbeat(message.heartbeat)
-                    work.put_nowait(None)
+                    if await self._heartbeat(message.heartbeat):
+                        work.put_nowait(None)
                 case "observed":
                     work.put_nowait(message.observed)
                 case other:
                     raise SessionEnds(f"host {self.host} said {other or 'nothing'}: upgrade the older of the two")
 
-    async def _heartbeat(self, heartbeat: pb.Heartbeat) -> None:
+    async def _heartbeat(self, heartbeat: pb.Heartbeat) -> bool:
+        """Whether it is one of those that come at each interval."""
         self._applied = max(self._applied, heartbeat.revision)
         now = asyncio.get_running_loop().time()
         # Heartbeats that only say what was applied may come in quick succession.
@@ -191,6 +192,7 @@ class AgentSession:
                 draft.put_object(replace(host, capabilities=capabilities))
                 # One that conflicts is said again with the next heartbeat that brings a change.
                 await draft.commit(self._session.fence())
+        return periodic
 
     def _superseded(self) -> Superseded:
         if self._state.find(alive_key(self.host)) is None:

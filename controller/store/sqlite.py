@@ -103,7 +103,7 @@ class SqliteStore(Store):
         return await self._writer.call(lambda log: log.grant(ttl))
 
     async def keepalive(self, lease: int) -> int:
-        return await self._writer.call(lambda log: log.keepalive(lease))
+        return await self._writer.call(lambda log: log.keepalive(lease), writes=False)
 
     async def revoke(self, lease: int) -> None:
         await self._writer.call(lambda log: log.revoke(lease))
@@ -200,6 +200,7 @@ class _Reader:
 class _Request:
     change: Callable[[LogWriter], Any]
     answer: asyncio.Future[Any]
+    writes: bool
 
 
 class _Writer:
@@ -216,12 +217,15 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="store-write", daemon=True)
         self._thread.start()
 
-    async def call(self, change: Callable[[LogWriter], T]) -> T:
-        """What `change` returned or raised, once that is durable. Cancelling does not take the request back."""
+    async def call(self, change: Callable[[LogWriter], T], *, writes: bool = True) -> T:
+        """What `change` returned or raised, once that is durable. Cancelling does not take the request back.
+
+        One that does not write the file costs no transaction of SQLite.
+        """
         if self._closing:
             raise StoreUnavailable(f"{self._path}: the store is closed")
         answer: asyncio.Future[T] = self._loop.create_future()
-        self._requests.put(_Request(change, answer))
+        self._requests.put(_Request(change, answer, writes))
         return await answer
 
     def stop(self) -> None:
@@ -253,8 +257,9 @@ class _Writer:
         results: list[tuple[_Request, Any, Exception | None]] = []
         failure: type[StoreError] = StoreUnavailable
         try:
-            self._log.begin()
-            self._log.expire()
+            if self._log.next_expiry() == 0.0 or any(request.writes for request in group):
+                self._log.begin()
+                self._log.expire()
             for request in group:
                 try:
                     results.append((request, request.change(self._log), None))

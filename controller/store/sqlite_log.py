@@ -8,6 +8,7 @@ A row lives from its revision until `superseded`, the revision that replaced it.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,8 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
+# Compaction looks at what was superseded only. Files of before it was there get it as well.
+_INDEX = f"CREATE INDEX IF NOT EXISTS log_superseded ON log (superseded) WHERE superseded < {LIVE}"
 
 _COLUMNS = "key, value, create_revision, revision, version, lease"
 _Row = tuple[bytes, bytes, int, int, int, int]
@@ -144,6 +147,7 @@ class LogWriter(LogReader):
         super().__init__(path)
         self._clock = clock
         self._deadlines: dict[int, tuple[int, float]] = {}
+        self._earliest = 0.0  # no deadline is before it
         self._newest = self._compacted = 0
         self._stored = (0, 0)
         try:
@@ -157,10 +161,11 @@ class LogWriter(LogReader):
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> int:
-        """Durable when it returns; gives the revision."""
+        """Durable when it returns, if `begin` was called; gives the revision."""
         if (self._newest, self._compacted) != self._stored:
             self._db.execute("UPDATE meta SET revision = ?, compacted = ?", (self._newest, self._compacted))
-        self._db.execute("COMMIT")
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
         self._stored = (self._newest, self._compacted)
         return self._newest
 
@@ -191,7 +196,8 @@ class LogWriter(LogReader):
         if revision > self._newest:
             raise StoreRefused(f"revision {revision} is in the future, the store is at {self._newest}")
         if revision > self._compacted:
-            self._db.execute("DELETE FROM log WHERE revision <= ? AND superseded <= ?", (revision, revision))
+            # A row is superseded at its own revision or later. The second term is what the partial index asks for.
+            self._db.execute(f"DELETE FROM log WHERE superseded <= ? AND superseded < {LIVE}", (revision,))
             self._compacted = revision
 
     def grant(self, ttl: int) -> int:
@@ -199,6 +205,7 @@ class LogWriter(LogReader):
         lease = secrets.randbelow(LIVE - 1) + 1
         self._db.execute("INSERT INTO lease VALUES (?, ?)", (lease, ttl))
         self._deadlines[lease] = (ttl, self._clock() + ttl)
+        self._earliest = min(self._earliest, self._deadlines[lease][1])
         return lease
 
     def keepalive(self, lease: int) -> int:
@@ -225,14 +232,15 @@ class LogWriter(LogReader):
     def expire(self) -> None:
         """Revoke the leases whose time is over."""
         now = self._clock()
+        if now < self._earliest:
+            return
         for lease in [lease for lease, (_, deadline) in self._deadlines.items() if deadline <= now]:
             self.revoke(lease)
+        self._earliest = min((deadline for _, deadline in self._deadlines.values()), default=math.inf)
 
     def next_expiry(self) -> float | None:
-        """Seconds until `expire` has something to do; None without leases."""
-        if not self._deadlines:
-            return None
-        return max(0.0, min(deadline for _, deadline in self._deadlines.values()) - self._clock())
+        """Seconds until `expire` has to look, which may find nothing; None without leases."""
+        return max(0.0, self._earliest - self._clock()) if self._deadlines else None
 
     def _open(self, path: Path) -> None:
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -251,6 +259,7 @@ class LogWriter(LogReader):
         self._db.execute("PRAGMA synchronous = FULL")
         if not tables:
             self._db.executescript(SCHEMA)
+        self._db.execute(_INDEX)
 
     def _load(self) -> None:
         self._stored = self._meta()
@@ -258,6 +267,7 @@ class LogWriter(LogReader):
         now, known = self._clock(), self._deadlines
         rows = self._db.execute("SELECT id, ttl FROM lease")
         self._deadlines = {lease: known.get(lease, (ttl, now + ttl)) for lease, ttl in rows}
+        self._earliest = min((deadline for _, deadline in self._deadlines.values()), default=math.inf)
 
     def _do(self, op: Op, revision: int) -> OpResult:
         match op:

@@ -109,6 +109,19 @@ async def test_everything_survives_a_restart(path: Path) -> None:
         assert [event.item for event in batch.events] == list(before.items)
 
 
+async def test_a_file_without_the_index_of_what_is_over_gets_it(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        await put(store, "k", b"1")
+        newest = await put(store, "k", b"2")
+    sqlite(path, "DROP INDEX log_superseded")
+    async with SqliteStore(path) as store:
+        await store.compact(newest)
+        assert [item.value for item in (await store.range("")).items] == [b"2"]
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM log").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'log_superseded'").fetchone() == (1,)
+
+
 async def test_leases_have_their_full_time_after_a_restart(path: Path) -> None:
     now = 1000.0
     async with SqliteStore(path, lambda: now) as store:
