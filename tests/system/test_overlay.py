@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -22,57 +20,13 @@ from scapy.packet import Packet, Raw
 
 from tests.frontend import FrontEnd
 from tests.system.ffswitchd import Ffswitchd, RpcError
-from tests.system.underlay import Controller, add_uplink, ip, joined, run
+from tests.system.underlay import DEADLINE, Container, Controller, add_uplink, container, ip, joined, run, until
 from vswitch.slowpath.answers import checksum
 
 pytestmark = pytest.mark.timeout(300)
 
-DEADLINE = 60.0
 NETWORK = {"kind": "Network", "name": "blue", "vni": 66, "subnets": ["10.66.0.0/24", "fd66::/64"]}
 AWAY = r"controller|is refused|certificate"
-
-
-def until(daemon: Ffswitchd, what: str, true: Callable[[Any], bool], **params: Any) -> Any:
-    """Ask the daemon until its answer is as it should be; each request waits for the one before."""
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        answer = daemon.call(what, **params)
-        if true(answer):
-            return answer
-        assert time.monotonic() < deadline, json.dumps(answer, indent=1)
-
-
-@dataclass
-class Container:
-    """A port and its front-end."""
-
-    front: FrontEnd
-    mac: str
-    ips: list[str]
-
-    @property
-    def ip4(self) -> str:
-        return next(ip for ip in self.ips if "." in ip)
-
-    @property
-    def ip6(self) -> str:
-        return next(ip for ip in self.ips if ":" in ip)
-
-    def to(self, other: Container, payload: bytes, sport: int = 1000) -> bytes:
-        ether = Ether(src=self.mac, dst=other.mac)
-        return bytes(ether / IP(src=self.ip4, dst=other.ip4) / UDP(sport=sport, dport=7) / Raw(payload))
-
-
-def container(daemon: Ffswitchd, name: str, **params: Any) -> Container:
-    port = daemon.call("port.add", name=name, network="blue", **params)
-    front = FrontEnd(port["socket"]).connect(DEADLINE)
-    # A port that is ready stops for a moment at each message of its front-end.
-    port = until(daemon, "port.get", lambda port: port["state"] == "ready" and _placed(port), name=name)
-    return Container(front, port["mac"], port["ips"])
-
-
-def _placed(port: Any) -> bool:
-    return bool(port["endpoint"]["state"] == "placed")
 
 
 @dataclass
