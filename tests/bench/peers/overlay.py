@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol, Self
 
-from pyroute2 import netns
-
 from tests.bench.environment import Environment
+from tests.bench.generator import SPLIT, Ends
 from tests.bench.peers.ffswitch import FfSwitch
 from tests.bench.peers.ovs import Ovs
 from tests.bench.process import run, wait_for
@@ -39,7 +40,7 @@ def outer_ip(number: int) -> str:
 
 
 class Host(Protocol):
-    """One end of the overlay."""
+    """A switch on one end of the overlay."""
 
     def connect(self, sockets: Sequence[Path]) -> None: ...
 
@@ -50,13 +51,15 @@ class Host(Protocol):
 
 
 class Overlay:
-    """Two hosts with a switch each. `poll_count` poll threads in each host's first process."""
+    """Two hosts. `poll_count` poll threads in the first process of each that has a switch."""
 
     poll_count = 1
 
-    def __init__(self, name: str, poll_prefix: str, environment: Environment) -> None:
+    def __init__(self, name: str, poll_prefix: str, environment: Environment, ends: Ends = SPLIT) -> None:
         self.name = name
         self.poll_prefix = poll_prefix
+        self.ends = ends
+        self.tsc_hz = 0.0  # told when the generator runs
         self._environment = environment
         self._stack = contextlib.ExitStack()
         self.hosts: list[Host] = []
@@ -117,7 +120,7 @@ class FfOverlay(Overlay):
             mac, ip = STATIONS[number]
             switch.call("port.add", name=f"c{number}", socket=str(path), network="bench", mac=mac, ips=[ip])
         for switch in self._switches:
-            wait_for("the controller joins the hosts", lambda switch=switch: _joined(switch), SETTLE_SECONDS)
+            wait_for("the controller joins the hosts", partial(_joined, switch), SETTLE_SECONDS)
         assert self._controller is not None, "not started"
         self._controller.stop()
 
@@ -191,6 +194,7 @@ class OvsOverlay(Overlay):
 @contextlib.contextmanager
 def _sink(name: str) -> Iterator[None]:
     """The namespace's kernel takes what comes for VXLAN's port, and soon drops it unread."""
+    netns = import_module("pyroute2.netns")
     netns.pushns(name)
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
