@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.generator import SPLIT, Ends
-from tests.bench.peers.overlay import STATIONS, outer_ip
+from tests.bench.peers.overlay import STATIONS, bridge_ip, link_ip
 from tests.bench.rounds import Results
 from tests.bench.stats import Spread
 from tests.bench.vxlan import CASES, KERNEL, OURS, OVS, document, main, ratios
@@ -54,7 +54,7 @@ def test_devices_of_the_generator() -> None:
 
 
 def test_the_hosts_differ() -> None:
-    assert outer_ip(0) != outer_ip(1)
+    assert len({address(number) for address in (link_ip, bridge_ip) for number in (0, 1)}) == 4
     assert STATIONS[0] != STATIONS[1]
 
 

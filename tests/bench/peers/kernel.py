@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.bench.environment import Environment
 from tests.bench.generator import Ends
-from tests.bench.peers.overlay import STATIONS, UPLINK, VNI, VXLAN_PORT, Overlay
+from tests.bench.peers.overlay import STATIONS, UPLINK, VNI, VXLAN_PORT, Overlay, link_ip
 from tests.bench.process import run
 from tests.bench.stats import OwnCount
 
@@ -36,7 +36,7 @@ class KernelOverlay(Overlay):
 
     def _host(self, number: int, name: str) -> None:
         here, link = ["ip", "-n", name], self.ends.links[number]
-        own, far = (f"192.0.2.{1 + n}" for n in (number, 1 - number))
+        own, far = link_ip(number), link_ip(1 - number)
         run([*here, "link", "add", "br0", "type", "bridge"])
         vxlan = ["type", "vxlan", "id", str(VNI), "dev", UPLINK, "local", own, "remote", far]
         run([*here, "link", "add", "vx0", *vxlan, "dstport", str(VXLAN_PORT)])

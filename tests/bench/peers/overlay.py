@@ -34,8 +34,14 @@ SUBNET = "8.0.0.0/6"
 SETTLE_SECONDS = 60.0
 
 
-def outer_ip(number: int) -> str:
-    """The tunnel's end on host 0 or 1; the kernel's own address there is another one."""
+def link_ip(number: int) -> str:
+    """The address of the uplink itself on host 0 or 1."""
+    return f"192.0.2.{1 + number}"
+
+
+def bridge_ip(number: int) -> str:
+    """The address that OVS wants on its bridge with the uplink. Either is the kernel's own: what comes for an address
+    that is nobody's the kernel may try to forward, at a cost of thousands of cycles."""
     return f"192.0.2.{101 + number}"
 
 
@@ -111,7 +117,7 @@ class FfOverlay(Overlay):
             here = self._environment.part(f"h{number}")
             switch = stack.enter_context(FfSwitch(here, options=options, netns=name))
             switch.call("port.add", name="up0", type="pmd", devargs=DEVARGS)
-            switch.call("port.set", name="up0", values={"uplink": [f"{outer_ip(number)}/24"]})
+            switch.call("port.set", name="up0", values={"uplink": [f"{link_ip(number)}/24"]})
             self._switches.append(switch)
         self.hosts = list(self._switches)
 
@@ -149,13 +155,13 @@ class OvsHost(Ovs):
         )
         self._vsctl(
             *("add-port", "br-int", "vx0", "--", "set", "interface", "vx0", "type=vxlan", f"options:key={VNI}"),
-            *(f"options:remote_ip={outer_ip(1 - self._number)}", "ofport_request=2"),
+            *(f"options:remote_ip={bridge_ip(1 - self._number)}", "ofport_request=2"),
         )
         self._add_flow("br-phy", "actions=NORMAL")
         self._add_flow("br-int", "in_port=1,actions=output:2")
         self._add_flow("br-int", "in_port=2,actions=output:1")
         in_netns = ["ip", "-n", self._netns]
-        run([*in_netns, "addr", "add", f"{outer_ip(self._number)}/24", "dev", "br-phy"])
+        run([*in_netns, "addr", "add", f"{bridge_ip(self._number)}/24", "dev", "br-phy"])
         run([*in_netns, "link", "set", "br-phy", "up"])
 
     @property
@@ -166,7 +172,7 @@ class OvsHost(Ovs):
 
     def meet(self, mac: str) -> None:
         """Tells it the other host's outer MAC address, so that no frame waits for ARP."""
-        self._appctl("tnl/arp/set", "br-phy", outer_ip(1 - self._number), mac)
+        self._appctl("tnl/arp/set", "br-phy", bridge_ip(1 - self._number), mac)
 
 
 class OvsOverlay(Overlay):
