@@ -112,8 +112,8 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.25), default=1.0, show_default=True, help="Of each measurement.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.25), default=0.5, show_default=True, help="Of each measurement.")
 def command(rounds: int, seconds: float) -> None:
     """Measure ffswitch's VXLAN against OVS-DPDK's on this machine."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -145,6 +145,8 @@ class OvsHost(Ovs):
     def connect(self, sockets: Sequence[Path]) -> None:
         for bridge in ("br-phy", "br-int"):
             self._vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail-mode=secure")
+        # As ffswitch's: the kernel passes over at once what is for another MAC address than the link's.
+        self._vsctl("set", "bridge", "br-phy", f'other_config:hwaddr="{self.mac}"')
         self._vsctl(
             *("add-port", "br-phy", "up0", "--", "set", "interface", "up0", "type=dpdk"),
             f"options:dpdk-devargs={DEVARGS}",
@@ -166,8 +168,8 @@ class OvsHost(Ovs):
 
     @property
     def mac(self) -> str:
-        """The tunnel's outer MAC address here."""
-        text = run(["ip", "-n", self._netns, "-br", "link", "show", "br-phy"])
+        """The uplink's MAC address, which is the tunnel's outer one too."""
+        text = run(["ip", "-n", self._netns, "-br", "link", "show", UPLINK])
         return text.split()[2]
 
     def meet(self, mac: str) -> None:
