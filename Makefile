@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | test-long | asan | fuzz | lint | format | bench-switch | bench-instructions | bench-controller | clean
+# make demo | build | test | test-long | asan | fuzz | lint | format | clean
+# make bench-switch | bench-instructions | bench-controller | bench-vxlan
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -14,7 +15,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller clean
+.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-vxlan clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -68,6 +69,10 @@ bench-instructions: build
 
 bench-controller: build
 	$(PYTHON) -m tests.bench.controller
+
+bench-vxlan: build
+	scripts/install-deps --bench
+	$(PYTHON) -m tests.bench.vxlan
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so controller/proto/*_pb2*

@@ -26,16 +26,32 @@ CHECK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The front-ends: pairs of virtio-user ports, their ring layout, and whether they negotiate offloads."""
+    """The front-ends: pairs of virtio-user ports, their ring layout, and whether they negotiate offloads.
+
+    links: instead of virtio-user ports two network interfaces, in the network namespace `netns`.
+    """
 
     pairs: int = 1
     packed: bool = False
     offload: bool = False
+    links: tuple[str, ...] = ()
+    netns: str = ""
 
     @property
     def devargs(self) -> str:
         """virtio-user's own arguments. In-order is its default with either layout."""
         return ",packed_vq=1,in_order=1" if self.packed else ""
+
+    @property
+    def enter(self) -> list[str]:
+        """What goes before a command that runs in the namespace."""
+        return ["ip", "netns", "exec", self.netns] if self.netns else []
+
+    def vdevs(self, sockets: Sequence[Path]) -> list[str]:
+        """EAL's devices for the ports; `sockets` are those of the virtio-user ones."""
+        if self.links:
+            return [f"net_af_packet{index},iface={link}" for index, link in enumerate(self.links)]
+        return [f"net_virtio_user{index},path={path},server=1{self.devargs}" for index, path in enumerate(sockets)]
 
 
 SPLIT = Ends()
@@ -93,10 +109,10 @@ class TrafficProgram:
     def __init__(
         self, program: Path, environment: Environment, ends: Ends, poll_cpus: Sequence[int], options: Sequence[str] = ()
     ) -> None:
-        argv: list[str | Path] = [program, *environment.lcores(*poll_cpus)]
+        argv: list[str | Path] = [*ends.enter, program, *environment.lcores(*poll_cpus)]
         argv += environment.memory_args(MEMORY_MB, program.name)
-        for index, path in enumerate(environment.sockets(ends.pairs)):
-            argv += ["--vdev", f"net_virtio_user{index},path={path},server=1{ends.devargs}"]
+        for device in ends.vdevs(environment.sockets(ends.pairs)):
+            argv += ["--vdev", device]
         if options:
             argv += ["--", *options]
         log = environment.directory / f"{program.name}.log"

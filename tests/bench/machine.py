@@ -15,6 +15,7 @@ from tests.bench.stats import Core
 NR_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 FREE_HUGEPAGES = NR_HUGEPAGES.with_name("free_hugepages")
 HUGEPAGE_MB = 2
+HIGHEST_PRIORITY = -20  # sched(7), the nice value
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # proc_pid_stat(5), counted from the field after the command's name: the CPU last run on.
 _STAT_PROCESSOR = 36
@@ -99,6 +100,31 @@ def undisturbed(threads: Iterable[int]) -> Iterator[None]:
         for tid in urgent:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.sched_setscheduler(tid, os.SCHED_OTHER, normal)
+
+
+@contextlib.contextmanager
+def favoured() -> Iterator[None]:
+    """Has all processes of this session go before those of others, where the kernel groups them (sched(7), autogroup).
+
+    There a thread's nice value counts within its session only.
+    """
+    group = Path("/proc/self/autogroup")
+    try:
+        before = group.read_text().split()[-1]
+        group.write_text(str(HIGHEST_PRIORITY))
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        group.write_text(before)
+
+
+def go_first(threads: Iterable[int]) -> None:
+    """Has these threads run before all others of their session, in the scheduler's ordinary turns. Raises OSError."""
+    for tid in threads:
+        os.setpriority(os.PRIO_PROCESS, tid, HIGHEST_PRIORITY)
 
 
 def own_ns(pids: Iterable[int], cpus: Iterable[int]) -> dict[int, int]:

@@ -25,9 +25,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def cost_table(results: Results) -> Table:
+def cost_table(results: Results, title: str = "Forwarding between two vhost-user ports, one core") -> Table:
     """A line for each switch and case: medians and spread over the rounds."""
-    table = Table(title="Forwarding between two vhost-user ports, one core", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("case")
     table.add_column("switch")
     for heading in (

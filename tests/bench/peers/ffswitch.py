@@ -23,15 +23,18 @@ def program(name: str) -> Path:
 
 
 class FfSwitch:
-    """options: further ones of ffswitchd's command line."""
+    """options: further ones of ffswitchd's command line. netns: the network namespace that it runs in."""
 
     name = "ffswitch"
     poll_prefix = "rte-worker"
 
-    def __init__(self, environment: Environment, *, workers: int = 1, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, environment: Environment, *, workers: int = 1, options: Sequence[str] = (), netns: str = ""
+    ) -> None:
         self.poll_count = workers
         self._environment = environment
         self._options = options
+        self._enter = ["ip", "netns", "exec", netns] if netns else []
         self._directory = environment.directory / "run"
         self.env = environment.env | {"FFSWITCH_RUN_DIR": str(self._directory)}
         self._process: Process | None = None
@@ -42,6 +45,7 @@ class FfSwitch:
         # Workers want a CPU each; where there are too few, they are moved together afterwards.
         cpus = ",".join(map(str, environment.cpus.both[: self.poll_count]))
         argv: list[str | Path] = [
+            *self._enter,
             program("ffswitchd"),
             "--workers",
             str(self.poll_count),

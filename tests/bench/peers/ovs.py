@@ -26,15 +26,19 @@ _PACKETS = re.compile(r"packets received: (\d+)")
 
 
 class Ovs:
-    """flows: explicit flows from port to port, else NORMAL (a learning switch)."""
+    """flows: explicit flows from port to port, else NORMAL (a learning switch).
+
+    netns: the network namespace that vswitchd runs in; one of its own where there is none.
+    """
 
     poll_prefix = "pmd-c"
     poll_count = 1
 
-    def __init__(self, environment: Environment, name: str, *, flows: bool) -> None:
+    def __init__(self, environment: Environment, name: str, *, flows: bool, netns: str = "") -> None:
         self.name = name
         self._environment = environment
         self._flows = flows
+        self._enter = ["ip", "netns", "exec", netns] if netns else ["unshare", "--net"]
         self._directory = environment.directory
         self._env = environment.env | {
             variable: str(self._directory) for variable in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
@@ -66,14 +70,14 @@ class Ovs:
             )
         flows = ["in_port=1,actions=output:2", "in_port=2,actions=output:1"] if self._flows else ["actions=NORMAL"]
         for flow in flows:
-            run(["ovs-ofctl", "add-flow", f"unix:{self._directory}/{BRIDGE}.mgmt", flow], env=self._env)
+            self._add_flow(BRIDGE, flow)
 
     def check(self) -> None:
         for process in self._processes:
             process.check()
 
     def own_count(self) -> OwnCount:
-        text = run(["ovs-appctl", "-t", self._control, "dpif-netdev/pmd-stats-show"], env=self._env)
+        text = self._appctl("dpif-netdev/pmd-stats-show")
         cycles, packets = _BUSY.search(text), _PACKETS.search(text)
         if cycles is None or packets is None:
             raise BenchError("ovs-appctl pmd-stats-show shows no poll thread")
@@ -94,6 +98,12 @@ class Ovs:
 
     def _vsctl(self, *words: str) -> None:
         run(["ovs-vsctl", f"--db=unix:{self._directory}/db.sock", "--timeout=30", *words], env=self._env)
+
+    def _appctl(self, *words: str) -> str:
+        return run(["ovs-appctl", "-t", self._control, *words], env=self._env)
+
+    def _add_flow(self, bridge: str, flow: str) -> None:
+        run(["ovs-ofctl", "add-flow", f"unix:{self._directory}/{bridge}.mgmt", flow], env=self._env)
 
     def _spawn(self, stack: contextlib.ExitStack, name: str, argv: Sequence[str | Path]) -> Process:
         process = stack.enter_context(Process(name, argv, self._directory / f"{name}.log", env=self._env))
@@ -125,8 +135,7 @@ class Ovs:
         self._vsctl("--no-wait", "init")
         self._set(settings, "--no-wait")
         vswitchd: list[str | Path] = [
-            "unshare",
-            "--net",
+            *self._enter,
             VSWITCHD,
             f"unix:{socket}",
             f"--unixctl={self._control}",
