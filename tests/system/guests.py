@@ -20,7 +20,10 @@ DATA_MB = 2
 
 CONFIGURE = """
 set -e
-echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+for interface in default eth0; do
+    echo 0 >/proc/sys/net/ipv6/conf/$interface/accept_dad
+    echo 0 >/proc/sys/net/ipv6/conf/$interface/dad_transmits
+done
 ip link set eth0 mtu {mtu} up
 ip link add link eth0 name eth0.7 type vlan id 7
 ip link set eth0.7 up
@@ -97,7 +100,8 @@ async def fetch(guest: Guest, other: Guest, network: str = "eth0", version: int 
     """Fetch the other guest's file over TCP and compare the checksums."""
     host = address(other, network, version)
     url = f"http://[{host}]/data" if version == 6 else f"http://{host}/data"
-    got, sent = await asyncio.gather(guest.run(f"wget -q -O - {url} | sha256sum"), other.run("cat /srv/sum"))
+    fetched = f"wget -q -O /tmp/fetched {url} && sha256sum </tmp/fetched"
+    got, sent = await asyncio.gather(guest.run(fetched), other.run("cat /srv/sum"))
     assert got == sent, f"{guest.name} got other data than {other.name} has"
 
 
