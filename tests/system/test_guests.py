@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.system.guests import (
     MTU,
     address,
     configure,
+    fetch,
     fetch_both_ways,
     make_guest,
     ping,
@@ -29,6 +31,9 @@ from tests.system.guests import (
 pytestmark = pytest.mark.timeout(400)
 
 PACKED = 1 << 34  # virtio 1.1, section 6: VIRTIO_F_RING_PACKED
+# Section 5.1.3: CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6
+OFFLOADS = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12
+LONGEST_FRAME = 1514  # without segmentation offload
 QUEUES = 2
 
 
@@ -66,13 +71,27 @@ async def test_two_queues(run_dir: Path) -> None:
             await fetch_both_ways(left, right)
 
 
-async def test_offloads_at_one_end(run_dir: Path) -> None:
-    """What one guest leaves to its device, the other one does not understand."""
+@pytest.mark.parametrize("offloads", [True, False], ids=["passed-through", "done-in-software"])
+async def test_offloads(run_dir: Path, offloads: bool) -> None:
+    """Right leaves checksums and segmentation to its device; left does, too, or understands none of it."""
     with Ffswitchd(run_dir, may_log=PEER_LOST) as daemon:
         async with AsyncExitStack() as stack:
-            left, right = await start_pair(stack, daemon, {"left": {"offloads": False}}, mtu=1500)
+            left, right = await start_pair(stack, daemon, {"left": {"offloads": offloads}}, mtu=1500)
+            negotiated = {port: daemon.call("port.get", name=port)["features"] & OFFLOADS for port in MACS}
+            assert negotiated == {"left": OFFLOADS if offloads else 0, "right": OFFLOADS}
             for version in (4, 6):
-                await fetch_both_ways(left, right, version=version)
+                before = {port: traffic(daemon, port) for port in MACS}
+                await fetch(left, right, version=version)
+                after = {port: traffic(daemon, port) for port in MACS}
+                assert mean_length(before["right"], after["right"], "rx") > LONGEST_FRAME
+                assert (mean_length(before["left"], after["left"], "tx") > LONGEST_FRAME) == offloads
+                await fetch(right, left, version=version)
+
+
+def mean_length(before: dict[str, Any], after: dict[str, Any], direction: str) -> float:
+    """Bytes a frame."""
+    frames, length = (after[f"{direction}_{unit}"] - before[f"{direction}_{unit}"] for unit in ("packets", "bytes"))
+    return float(length / frames)
 
 
 async def test_reset_in_mid_transfer(run_dir: Path) -> None:
