@@ -19,6 +19,7 @@ from tests import packets
 from tests.model import Oracle
 from tests.naive import NaiveBridge
 from vswitch.slowpath.core import SwitchCore
+from vswitch.slowpath.flows import union
 from vswitch.slowpath.pipeline import masked, match, parse
 from vswitch.slowpath.simulate import Fate
 from vswitch.slowpath.types import (
@@ -136,30 +137,6 @@ def outside(mask: Key) -> Key:
     )
 
 
-def joined(inside: Key, more: Key) -> Key:
-    """Two keys that share no set bit, in one."""
-
-    def both(a: bytes, b: bytes) -> bytes:
-        return bytes(x | y for x, y in zip(a, b, strict=True))
-
-    return Key(
-        both(inside.eth_dst, more.eth_dst),
-        both(inside.eth_src, more.eth_src),
-        inside.eth_type | more.eth_type,
-        inside.in_port | more.in_port,
-        (inside.vlan_tpid[0] | more.vlan_tpid[0], inside.vlan_tpid[1] | more.vlan_tpid[1]),
-        (inside.vlan_tci[0] | more.vlan_tci[0], inside.vlan_tci[1] | more.vlan_tci[1]),
-        inside.ip_proto | more.ip_proto,
-        inside.ip_tos | more.ip_tos,
-        inside.ip_frag | more.ip_frag,
-        inside.tcp_flags | more.tcp_flags,
-        inside.l4_src | more.l4_src,
-        inside.l4_dst | more.l4_dst,
-        both(inside.ip_src, more.ip_src),
-        both(inside.ip_dst, more.ip_dst),
-    )
-
-
 # Some key to take the bits outside a mask from: nothing, everything, and two in between.
 FILLINGS = [
     Key(),
@@ -178,7 +155,7 @@ FILLINGS = [
 def matching_keys(flow: Flow) -> Iterator[Key]:
     """Keys of packets that a flow matches."""
     for filling in FILLINGS:
-        key = joined(flow.key, masked(filling, outside(flow.mask)))
+        key = union(flow.key, masked(filling, outside(flow.mask)))
         assert match(key, flow)
         yield key
 

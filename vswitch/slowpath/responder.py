@@ -56,18 +56,15 @@ class Responder:
             return None
         if port.tunnel and owner.port is None:
             return None  # who asks, and is asked, are on other hosts
-        reply = answers.arp_reply(frame, owner.mac) if arp else answers.neighbour_advertisement(frame, owner.mac)
-        asker = overlay.at(port.network, upcall.key.eth_src)
-        if port.tunnel and (asker is None or not asker.remote):
+        asker = overlay.at(port.network, upcall.key.eth_src) if port.tunnel else None
+        remote = asker.remote if asker is not None else 0
+        if port.tunnel and not remote:
             return None
-        remote = asker.remote if port.tunnel and asker is not None else 0
-        mirrors = tuple(action for action in verdict.actions if action.type is ActionType.MIRROR)
-        drop = Action(ActionType.DROP, Drop.ANSWERED)
-        return Answer((*mirrors, drop), (SendFrame(port.id, reply, remote),))
+        reply = answers.arp_reply(frame, owner.mac) if arp else answers.neighbour_advertisement(frame, owner.mac)
+        return Answer(_dropped(verdict, Drop.ANSWERED), (SendFrame(port.id, reply, remote),))
 
     def _too_big(self, upcall: Upcall, verdict: Verdict, now: float) -> Answer:
-        mirrors = tuple(action for action in verdict.actions if action.type is ActionType.MIRROR)
-        actions = (*mirrors, Action(ActionType.DROP, Drop.TUNNEL_MTU))
+        actions = _dropped(verdict, Drop.TUNNEL_MTU)
         to = self._to(upcall)
         told = answers.too_big(upcall.frame, to.mtu) if to is not None else None
         src = verdict.depends.src
@@ -82,3 +79,9 @@ class Responder:
     def _to(self, upcall: Upcall) -> Binding | None:
         port = self._bridge.member(upcall.key.in_port)
         return self._bridge.overlay.at(port.network, upcall.key.eth_dst) if port is not None else None
+
+
+def _dropped(verdict: Verdict, reason: Drop) -> tuple[Action, ...]:
+    """What becomes of a packet that was answered: its mirrors get their copies."""
+    mirrors = (action for action in verdict.actions if action.type is ActionType.MIRROR)
+    return (*mirrors, Action(ActionType.DROP, reason))
