@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-from tests.bench import generator, machine, report
+from tests.bench import generator, machine, program, report
 from tests.bench.cases import commands, forwarding, idle, many_ports, million, offload, packed, wake, workers
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
@@ -112,10 +110,6 @@ def _print(outcome: Outcome) -> None:
         console.print(report.times_table(outcome.times, WANTED_SECONDS))
 
 
-def _interrupted(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)  # so that every `with` cleans up
-
-
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.25), default=1.0, show_default=True, help="Of each measurement.")
@@ -124,22 +118,13 @@ def _interrupted(number: int, _frame: object) -> NoReturn:
 def command(rounds: int, seconds: float, only: tuple[str, ...], no_huge: bool) -> None:
     """Measure ffswitch against OVS-DPDK, testpmd and itself on this machine."""
     groups = choose(only)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+    program.end_tidily()
     bench(groups, rounds, seconds, not no_huge)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Does `command`; what went wrong is one line. Returns the exit code."""
-    try:
-        command.main(args, prog_name="bench-switch", standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"bench-switch: {error.format_message()}", err=True)
-        return 2
-    except BenchError as error:
-        click.echo(f"bench-switch: {error}", err=True)
-        return 1
-    return 0
+    """As `program.run`."""
+    return program.run(command, "bench-switch", args)
 
 
 if __name__ == "__main__":

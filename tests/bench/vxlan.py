@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-from tests.bench import generator, machine, report
+from tests.bench import generator, machine, program, report
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
 from tests.bench.generator import Generator, Programs
@@ -107,31 +105,18 @@ def _rig(peer: Overlay, programs: Programs, environment: Environment) -> Iterato
         yield Rig(peer, traffic, environment, peer.ends, tuple(senders))
 
 
-def _interrupted(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)  # so that every `with` cleans up
-
-
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.25), default=0.5, show_default=True, help="Of each measurement.")
 def command(rounds: int, seconds: float) -> None:
     """Measure ffswitch's VXLAN against OVS-DPDK's on this machine."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+    program.end_tidily()
     bench(rounds, seconds)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Does `command`; what went wrong is one line. Returns the exit code."""
-    try:
-        command.main(args, prog_name="bench-vxlan", standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"bench-vxlan: {error.format_message()}", err=True)
-        return 2
-    except BenchError as error:
-        click.echo(f"bench-vxlan: {error}", err=True)
-        return 1
-    return 0
+    """As `program.run`."""
+    return program.run(command, "bench-vxlan", args)
 
 
 if __name__ == "__main__":
