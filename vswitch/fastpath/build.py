@@ -17,7 +17,7 @@ from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
-CONTRACT = ("ff_packet.h", "ff.h")  # what another uses comes first
+CONTRACT = ("ff_packet.h", "ff_shm.h", "ff.h")  # what another uses comes first
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 
@@ -40,8 +40,9 @@ def check_version(version: str) -> None:
 
 
 def cdef() -> str:
-    """The contract without what cffi does not read: comments, include guards and includes."""
-    text = re.sub(r"/\*.*?\*/", "", "".join((HERE / name).read_text() for name in CONTRACT), flags=re.S)
+    """The contract without what cffi does not read: comments, static asserts, include guards and includes."""
+    text = "".join((HERE / name).read_text() for name in CONTRACT)
+    text = re.sub(r"/\*.*?\*/|static_assert\(.*?\);", "", text, flags=re.S)
     return "\n".join(
         line for line in text.splitlines() if not line.startswith("#") or re.match(r"#define \w+ \d", line)
     )

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ff.h: the whole contract between the C fast path and the Python slow path,
- * with ff_packet.h, the part of it that is about one packet.
+ * with ff_packet.h, the part of it that is about one packet, and ff_shm.h, what
+ * memory ports share.
  *
  * Both sides read these files: the C compiler as headers, cffi as its cdef. So
  * they hold only declarations, enums and integer #defines, and no DPDK type.
@@ -24,6 +25,7 @@
 #include <stdint.h>
 
 #include "ff_packet.h"
+#include "ff_shm.h"
 
 #define FF_BURST 32
 #define FF_MAX_PORTS 1024
