@@ -55,10 +55,10 @@ class FakeAgent:
         told = [pb.Port(name=name, endpoint=json.dumps(dict(asked))) for name, asked in ports.items()]
         await self._say(pb.AgentMessage(observed=pb.Observed(full=full, ports=told, gone=gone)))
 
-    async def beat(self, revision: int | None = None) -> None:
+    async def beat(self, revision: int | None = None, capabilities: str = "") -> None:
         """One heartbeat."""
         applied = self.revision if revision is None else revision
-        await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied)))
+        await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied, capabilities=capabilities)))
 
     async def _say(self, message: pb.AgentMessage) -> None:
         # Two writes at a time are an error of grpc.aio.

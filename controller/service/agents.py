@@ -19,6 +19,7 @@ from controller.security.tokens import token_hash
 from controller.service import wire
 from controller.service.draft import unchanged
 from controller.service.keys import TOKEN
+from controller.service.placing import Superseded
 from controller.service.session import AgentSession, Replica, SessionEnds
 from controller.store.base import Delete, LeaseLost, StoreError
 
@@ -122,7 +123,7 @@ class Agents:
             if hello.host != host:
                 raise SessionEnds(f"the certificate is host {host}'s, which cannot speak for host {hello.host}")
             await self._serve(AgentSession(self._replica, host, write), hello, read)
-        except SessionEnds as error:
+        except (SessionEnds, Superseded) as error:
             await write(wire.refused("", str(error)))
         except (StoreError, LeaseLost) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

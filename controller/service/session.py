@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from controller.codec import FieldError, from_json
-from controller.model import Capabilities, Endpoint, Host, HostState, Key
+from controller.model import Capabilities, Endpoint, Host, HostState, Key, Kind
 from controller.proto import ffswitch_pb2 as pb
 from controller.service import wire
 from controller.service.draft import Clock, Draft
-from controller.service.keys import encode
+from controller.service.keys import encode, object_key
 from controller.service.placing import Placing, PortRefused, Session, Superseded, parse_port
 from controller.service.state import State, Step, alive_key
 from controller.store.base import LeaseLost, Put, StoreUncertain
@@ -63,6 +63,7 @@ class AgentSession:
         self._placing = Placing(replica.state, replica.clock)
         self._write = write
         self._session = Session(host, 0)
+        self._capabilities = Capabilities()
         self._steps: list[Step] = []
         self._replies: list[bytes] = []
         self._to_send = asyncio.Event()
@@ -79,7 +80,10 @@ class AgentSession:
         self.ended.set()
 
     async def run(self, hello: pb.Hello, messages: Callable[[], Awaitable[pb.AgentMessage | None]]) -> None:
-        """Serve the agent until it goes (`messages` gives None) or `end` is called. Raises StoreError, SessionEnds."""
+        """Serve the agent until it goes (`messages` gives None) or `end` is called.
+
+        Raises SessionEnds, Superseded, StoreError, or a group of them.
+        """
         await self._begin(hello)
         state = self._state
         first = state.initial(self.host, hello.revision)
@@ -100,8 +104,6 @@ class AgentSession:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except Superseded as error:
-            raise SessionEnds(str(error)) from None
         finally:
             state.unfollow(self.host, self._follow)
             state.reporters.discard(self._asked)
@@ -118,7 +120,7 @@ class AgentSession:
     async def _begin(self, hello: pb.Hello) -> None:
         """Make this the host's session, and the host up."""
         state = self._state
-        capabilities = _capabilities(self.host, hello.capabilities)
+        self._capabilities = _capabilities(self.host, hello.capabilities)
         await state.epoch_of(hello.epoch, BEHIND)
         await state.reached(hello.revision, BEHIND)
         lease = await state.store.grant(self._replica.lease_ttl)
@@ -129,7 +131,9 @@ class AgentSession:
             if old is not None and old.agentless:
                 raise SessionEnds(f"host {self.host} has no agent, by its manifest: join with another name")
             draft = Draft(state, self._replica.clock())
-            host = self._host(old, capabilities)
+            host = self._host(old)
+            # Also where it stays as it is: the leader may be marking the host lost just now.
+            draft.expect(object_key((Kind.HOST, self.host)))
             if host != old:
                 draft.put_object(host)
             draft.put_leased(alive_key(self.host), self._alive(), lease)
@@ -143,11 +147,11 @@ class AgentSession:
                 return
             await state.sync()
 
-    def _host(self, old: Host | None, capabilities: Capabilities) -> Host:
+    def _host(self, old: Host | None) -> Host:
         if old is not None and old.state is HostState.UP:
-            return replace(old, capabilities=capabilities)
+            return replace(old, capabilities=self._capabilities)
         epoch = old.epoch + 1 if old is not None else 1
-        return Host(self.host, capabilities, HostState.UP, self._replica.clock(), epoch)
+        return Host(self.host, self._capabilities, HostState.UP, self._replica.clock(), epoch)
 
     def _alive(self) -> bytes:
         return encode({"replica": self._replica.name, "applied": self._applied})
@@ -185,13 +189,13 @@ class AgentSession:
                 await self._state.sync()
                 raise self._superseded() from None
         if heartbeat.capabilities:
-            capabilities = _capabilities(self.host, heartbeat.capabilities)
-            host = self._state.host(self.host)
-            if host is not None and host.capabilities != capabilities:
-                draft = Draft(self._state, self._replica.clock())
-                draft.put_object(replace(host, capabilities=capabilities))
-                # One that conflicts is said again with the next heartbeat that brings a change.
-                await draft.commit(self._session.fence())
+            self._capabilities = _capabilities(self.host, heartbeat.capabilities)
+        host = self._state.host(self.host)
+        if host is not None and host.capabilities != self._capabilities:
+            draft = Draft(self._state, self._replica.clock())
+            draft.put_object(replace(host, capabilities=self._capabilities))
+            # After a conflict the next heartbeat finds the difference again.
+            await draft.commit(self._session.fence())
         return periodic
 
     def _superseded(self) -> Superseded:
