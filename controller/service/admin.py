@@ -170,6 +170,7 @@ class Admin:
         await require_admin(context)
         state = self._state
         leader = state.find(LEADER)
+        unfinished = state.unfinished()
         objects = state.view.objects
         return pb.StatusReply(
             replica=self._replica.name,
@@ -182,6 +183,7 @@ class Admin:
             hosts=[self._host(name) for name in sorted(objects[Kind.HOST])],
             counts=[pb.Count(kind=kind.value, number=len(objects[kind])) for kind in Kind],
             time=self._replica.clock(),
+            unfinished=pb.Progress(done=unfinished[0], of=unfinished[1]) if unfinished else None,
         )
 
     def _host(self, name: str) -> pb.HostStatus:

@@ -26,7 +26,7 @@ WAIT = ROOT + "wait/"  # somebody waits until hosts have applied a revision
 SYNC = ROOT + "sync"  # put by whoever waits for the mirror
 LEADER = ROOT + "leader"
 EPOCH = ROOT + "epoch"  # of the newest leader; unlike its key it stays
-CONFIG = ROOT + "config"  # put by each apply, so that no two check against the same state
+CONFIG = ROOT + "config"  # put by each apply, so that no two check against the same state: JSON, how far it has come
 
 
 def object_key(key: Key) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from controller.service.addresses import Addresses
 from controller.service.keys import (
     ADDRESS,
     ALIVE,
+    CONFIG,
     EPOCH,
     MOVED,
     OBJECT,
@@ -109,6 +111,14 @@ class State:
     def known_hosts(self) -> list[str]:
         """The names of all hosts."""
         return list(self.view.objects[Kind.HOST])
+
+    def unfinished(self) -> tuple[int, int] | None:
+        """Of an apply in several transactions that has not come to its end: changes done, and of how many."""
+        item = self.find(CONFIG)
+        if item is None or not item.value:
+            return None
+        progress = json.loads(item.value)
+        return progress["done"], progress["of"]
 
     def last_change(self, host: str) -> int:
         """The revision of the last change that concerned `host`; this replica's start when there was none."""

@@ -202,7 +202,10 @@ async def test_an_apply_killed_in_the_middle_leaves_whole_objects_and_is_finishe
         assert 0 < len(before) < len(names)
         assert all(declared_key((Kind.ENDPOINT, name)) in items for name in before)
         await made.controllers.start(0)
+        progress = (await made.controllers.status(0)).unfinished
+        assert len(before) <= progress.done < progress.of, (len(before), progress)
         await made.controllers.apply(0, manifest)
+        assert not (await made.controllers.status(0)).HasField("unfinished")
         items = await stored(made.etcd)
         after = {item.name: item for item in check_store(items) if isinstance(item, Endpoint)}
         assert after.keys() == names and before.items() <= after.items()
