@@ -67,6 +67,7 @@ class AgentSession:
         self._steps: list[Step] = []
         self._replies: list[bytes] = []
         self._to_send = asyncio.Event()
+        self._sending = True
         self._ports: dict[str, Endpoint] = {}
         self._refused: dict[str, str] = {}
         self._applied = 0
@@ -89,19 +90,16 @@ class AgentSession:
         first = state.initial(self.host, hello.revision)
         state.follow(self.host, self._follow)
         state.reporters.add(self._asked)
-        tasks: list[asyncio.Task[None]] = []
+        work: asyncio.Queue[pb.Observed | None] = asyncio.Queue()
+        sending = asyncio.create_task(self._send(first))
+        tasks = [
+            asyncio.create_task(self._receive(messages, work)),
+            asyncio.create_task(self._place(work)),
+            asyncio.create_task(self._report()),
+            asyncio.create_task(self._ended()),
+        ]
         try:
-            await self._write(wire.welcome(state.epoch, self._replica.heartbeat))
-            await self._write(first)
-            work: asyncio.Queue[pb.Observed | None] = asyncio.Queue()
-            tasks = [
-                asyncio.create_task(self._receive(messages, work)),
-                asyncio.create_task(self._send()),
-                asyncio.create_task(self._place(work)),
-                asyncio.create_task(self._report()),
-                asyncio.create_task(self._ended()),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([sending, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
@@ -109,7 +107,10 @@ class AgentSession:
             state.reporters.discard(self._asked)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # A write that is cancelled goes on in gRPC, and whatever is written next would break the stream.
+            self._sending = False
+            self._to_send.set()
+            await asyncio.gather(sending, *tasks, return_exceptions=True)
 
     async def _ended(self) -> None:
         await self.ended.wait()
@@ -190,7 +191,7 @@ class AgentSession:
                 raise self._superseded() from None
         if heartbeat.capabilities:
             self._capabilities = _capabilities(self.host, heartbeat.capabilities)
-        host = self._state.host(self.host)
+        host = self._state.host(self.host) if periodic or heartbeat.capabilities else None
         if host is not None and host.capabilities != self._capabilities:
             draft = Draft(self._state, self._replica.clock())
             draft.put_object(replace(host, capabilities=self._capabilities))
@@ -277,9 +278,11 @@ class AgentSession:
         self._steps.append(step)
         self._to_send.set()
 
-    async def _send(self) -> None:
-        while True:
-            await self._to_send.wait()
+    async def _send(self, first: bytes) -> None:
+        """Until the session is over, and then to the end of what is being written."""
+        await self._write(wire.welcome(self._state.epoch, self._replica.heartbeat))
+        await self._write(first)
+        while await self._to_send.wait() and self._sending:
             self._to_send.clear()
             replies, self._replies = self._replies, []
             steps, self._steps = self._steps, []
