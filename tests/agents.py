@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ class FakeAgent:
         self._hello = pb.Hello(**{"host": host, **hello})
         self._channel = secure_channel(target, identity)
         self._changed = asyncio.Condition()
+        self._over = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = asyncio.Lock()
 
@@ -97,6 +99,7 @@ class FakeAgent:
             self.ended = self.ended or "the stream ended"
         except grpc.aio.AioRpcError as error:
             self.ended = error.details() or error.code().name
+        self._over.set()
         async with self._changed:
             self._changed.notify_all()
 
@@ -121,11 +124,13 @@ class FakeAgent:
                 self.refused[message.refused.port] = message.refused.reason
             case "refused":
                 self.ended = message.refused.reason
+                self._over.set()
 
     async def _beat(self, interval: float) -> None:
-        while True:
-            await asyncio.sleep(interval)
-            if self.beating and not self.ended:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), interval)
+            if self.beating and not self._over.is_set():
                 await self.beat()
 
 
