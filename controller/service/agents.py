@@ -14,13 +14,13 @@ import grpc
 
 from controller.proto import ffswitch_pb2 as pb
 from controller.security.authority import Authority, SecurityError, clock_text
-from controller.security.peers import Context, require_host
+from controller.security.peers import Context, issued_at, require_host
 from controller.security.tokens import token_hash
 from controller.service import wire
 from controller.service.draft import unchanged
 from controller.service.keys import TOKEN
 from controller.service.placing import Superseded
-from controller.service.session import AgentSession, Replica, SessionEnds
+from controller.service.session import AgentSession, Replica, SessionEnds, check_revoked
 from controller.store.base import Delete, LeaseLost, StoreError
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,9 @@ class Agents:
         """A new certificate for a host that has one."""
         host = await require_host(context)
         try:
+            check_revoked(self._replica.state, host, issued_at(context))
             return self._certificate(request.csr, host, self._replica.clock())
-        except SecurityError as error:
+        except (SecurityError, SessionEnds) as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
     def _certificate(self, request: bytes, host: str, now: float) -> pb.Certificate:
@@ -121,7 +122,7 @@ class Agents:
                 raise SessionEnds(f"host {host} did not begin with a Hello: upgrade the older of the two")
             if hello.host != host:
                 raise SessionEnds(f"the certificate is host {host}'s, which cannot speak for host {hello.host}")
-            await self._serve(AgentSession(self._replica, host, context.write), hello, read)
+            await self._serve(AgentSession(self._replica, host, issued_at(context), context.write), hello, read)
         except (SessionEnds, Superseded) as error:
             await context.write(wire.refused("", str(error)))
         except (StoreError, LeaseLost) as error:

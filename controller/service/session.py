@@ -9,13 +9,15 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from controller.codec import FieldError, from_json
 from controller.model import Capabilities, Endpoint, Host, HostState, Key, Kind
 from controller.proto import ffswitch_pb2 as pb
+from controller.security.authority import clock_text
 from controller.service import wire
 from controller.service.draft import Clock, Draft
-from controller.service.keys import encode, object_key
+from controller.service.keys import REVOKED, encode, object_key
 from controller.service.placing import Placing, PortRefused, Session, Superseded, parse_port
 from controller.service.state import State, Step, alive_key
 from controller.store.base import LeaseLost, Put, StoreUncertain
@@ -54,8 +56,10 @@ class Replica:
 class AgentSession:
     """From a Hello on. `run` returns or raises when it is over."""
 
-    def __init__(self, replica: Replica, host: str, write: Write) -> None:
+    def __init__(self, replica: Replica, host: str, issued: float, write: Write) -> None:
+        """`issued` is when the host's certificate was made, in seconds since 1970."""
         self.host = host
+        self._issued = issued
         self.ended = asyncio.Event()
         self.reason = ""
         self._replica = replica
@@ -124,6 +128,7 @@ class AgentSession:
         self._capabilities = _capabilities(self.host, hello.capabilities)
         await state.epoch_of(hello.epoch, BEHIND)
         await state.reached(hello.revision, BEHIND)
+        check_revoked(state, self.host, self._issued)
         lease = await state.store.grant(self._replica.lease_ttl)
         self._session = Session(self.host, lease)
         self._applied = self._reported = hello.revision
@@ -180,6 +185,8 @@ class AgentSession:
         now = asyncio.get_running_loop().time()
         # Heartbeats that only say what was applied may come in quick succession.
         periodic = now - self._renewed > self._replica.heartbeat / 2
+        if periodic:
+            check_revoked(self._state, self.host, self._issued)
         if self._applied != self._reported and (periodic or self._state.waiting):
             self._reporting.set()
         if periodic:
@@ -200,6 +207,7 @@ class AgentSession:
         return periodic
 
     def _superseded(self) -> Superseded:
+        check_revoked(self._state, self.host, self._issued)
         if self._state.find(alive_key(self.host)) is None:
             return Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s")
         return Superseded(f"another session of host {self.host} began")
@@ -297,6 +305,16 @@ class AgentSession:
                 await self._write(wire.desired(self._state.epoch, steps[-1].revision, full=False, parts=[part]))
             for reply in replies:
                 await self._write(reply)
+
+
+def check_revoked(state: State, host: str, issued: float) -> None:
+    """Raises SessionEnds for a certificate of `host` that was made before it was revoked."""
+    item = state.find(REVOKED + host)
+    if item is not None and issued <= (revoked := json.loads(item.value)):
+        when = clock_text(datetime.fromtimestamp(revoked, UTC))
+        raise SessionEnds(
+            f"the certificate of host {host} was revoked at {when}: remove its host.pem and join with a new token"
+        )
 
 
 async def _coroutine(awaitable: Awaitable[None]) -> None:
