@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ class FakeAgent:
         self._hello = pb.Hello(**{"host": host, **hello})
         self._channel = secure_channel(target, identity)
         self._changed = asyncio.Condition()
+        self._over = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = asyncio.Lock()
 
@@ -55,10 +57,10 @@ class FakeAgent:
         told = [pb.Port(name=name, endpoint=json.dumps(dict(asked))) for name, asked in ports.items()]
         await self._say(pb.AgentMessage(observed=pb.Observed(full=full, ports=told, gone=gone)))
 
-    async def beat(self, revision: int | None = None) -> None:
+    async def beat(self, revision: int | None = None, capabilities: str = "") -> None:
         """One heartbeat."""
         applied = self.revision if revision is None else revision
-        await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied)))
+        await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied, capabilities=capabilities)))
 
     async def _say(self, message: pb.AgentMessage) -> None:
         # Two writes at a time are an error of grpc.aio.
@@ -97,6 +99,7 @@ class FakeAgent:
             self.ended = self.ended or "the stream ended"
         except grpc.aio.AioRpcError as error:
             self.ended = error.details() or error.code().name
+        self._over.set()
         async with self._changed:
             self._changed.notify_all()
 
@@ -121,11 +124,13 @@ class FakeAgent:
                 self.refused[message.refused.port] = message.refused.reason
             case "refused":
                 self.ended = message.refused.reason
+                self._over.set()
 
     async def _beat(self, interval: float) -> None:
-        while True:
-            await asyncio.sleep(interval)
-            if self.beating and not self.ended:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), interval)
+            if self.beating and not self._over.is_set():
                 await self.beat()
 
 

@@ -30,6 +30,8 @@ from controller.store.sqlite import SqliteStore
 log = logging.getLogger(__name__)
 
 STATE_DIR = Path("/var/lib/ffcontroller")
+# gc.set_threshold: a move that a hundred hosts hear of makes some thousand objects.
+_COLLECTIONS = 10_000, 20, 100
 
 _state_dir = click.option(
     "--state-dir",
@@ -105,6 +107,10 @@ def run(  # noqa: PLR0917
     text = store_text or f"sqlite:{state_dir / 'store.db'}"
     who = name or f"{socket.gethostname()}-{os.getpid()}"
     settings = Settings(listen, state_dir, who, text, heartbeat)
+    # What is loaded only grows, and full collections of it would take a good part of the start. Afterwards they hold up
+    # every host for as long as they walk over all sessions: they are to be rare.
+    gc.disable()
+    gc.set_threshold(*_COLLECTIONS)
     asyncio.run(_run(settings, tls))
 
 
@@ -121,6 +127,7 @@ async def _run(settings: Settings, tls: Tls | None) -> None:
         # Most of what was loaded stays: a full collection that walks all of it would hold up every host.
         gc.collect()
         gc.freeze()
+        gc.enable()
         sdnotify.SystemdNotifier().notify("READY=1")
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(controller.failed())]
         done, rest = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

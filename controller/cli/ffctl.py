@@ -255,6 +255,25 @@ def token_create(settings: Settings, host: str, ttl: float, output: str) -> None
     click.echo(f"for host {host}, once, until {ends}: ffswitchd --host-name {host} --join-token TOKEN", err=True)
 
 
+@cli.group()
+def host() -> None:
+    """Shut hosts out."""
+
+
+@host.command("revoke")
+@click.argument("name")
+@click.pass_obj
+def host_revoke(settings: Settings, name: str) -> None:
+    """Take the certificates that host NAME has by now no more; a new token lets it join again."""
+
+    async def work() -> pb.RevokeReply:
+        async with admin(settings) as stub:
+            return await stub.Revoke(pb.RevokeRequest(host=name), timeout=_CALL)
+
+    call(work())
+    click.echo(f"host {name}: certificates made before now are not taken any more; its endpoints stay until deleted")
+
+
 @cli.command()
 @output_option
 @click.pass_obj

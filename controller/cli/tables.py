@@ -91,6 +91,9 @@ def show_status(reply: pb.StatusReply, *, as_json: bool, now: float) -> None:
     click.echo(f"leader       {reply.leader or 'nobody'}, epoch {reply.epoch}")
     click.echo(f"store        {reply.store}{reached}, revision {reply.revision}")
     click.echo(f"objects      {', '.join(f'{count.number} {count.kind}' for count in reply.counts)}")
+    if reply.HasField("unfinished"):
+        progress = f"{reply.unfinished.done} of {reply.unfinished.of} changes are done"
+        click.echo(f"apply        {progress}: it is under way, or was cut off and has to be done again")
     if abs(reply.time - now) > _CLOCK_APART:
         clocks = (clock_text(datetime.fromtimestamp(when, UTC)) for when in (reply.time, now))
         click.echo("clocks       the controller's says {}, this machine's {}".format(*clocks))

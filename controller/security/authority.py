@@ -85,6 +85,11 @@ def uri_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> st
     return found[0] if len(found) == 1 else ""
 
 
+def issue_time(certificate: x509.Certificate) -> datetime:
+    """When an authority made the certificate, by the controller's clock."""
+    return certificate.not_valid_before_utc + BACKDATED
+
+
 def check_times(certificate: x509.Certificate, what: str, now: datetime) -> None:
     """SecurityError when `certificate` is not valid at `now`; the line names both clocks."""
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -92,7 +97,7 @@ def check_times(certificate: x509.Certificate, what: str, now: datetime) -> None
         return
     clock = f"this machine's clock says {clock_text(now)}"
     if now < first:
-        issued = clock_text(first + BACKDATED)
+        issued = clock_text(issue_time(certificate))
         raise SecurityError(f"{what} was issued at {issued} by the controller's clock, but {clock}: set the clocks")
     raise SecurityError(f"{what} ended at {clock_text(last)}, and {clock}: get a new one, or set the clock")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from controller.security.authority import ADMIN, HOST_PREFIX
+from controller.security.authority import ADMIN, HOST_PREFIX, issue_time, read_certificate
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,6 +25,12 @@ async def require_host(context: Context) -> str:
         who = uri or "a caller without a certificate"
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{who} is no host: this is for ffswitchd")
     return uri.removeprefix(HOST_PREFIX)
+
+
+def issued_at(context: Context) -> float:
+    """When the caller's certificate was made, in whole seconds since 1970."""
+    (text,) = context.auth_context()["x509_pem_cert"]
+    return issue_time(read_certificate(text, "the caller's certificate")).timestamp()
 
 
 async def require_admin(context: Context) -> None:

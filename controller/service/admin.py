@@ -23,14 +23,16 @@ from controller.service.keys import (
     LEADER,
     OBJECT,
     REPLICA,
+    REVOKED,
     TOKEN,
     encode,
     object_key,
     split_object_key,
 )
 from controller.service.session import Replica
+from controller.service.state import alive_key
 from controller.service.waiting import applied_by, replica_of, wait_applied
-from controller.store.base import Put, StoreError
+from controller.store.base import Delete, Put, StoreError
 from controller.store.cache import Update
 
 _LONGEST_TTL = 30 * 86400.0
@@ -65,6 +67,7 @@ class Admin:
                 ),
                 "Wait": single(self.wait, pb.WaitRequest.FromString, pb.WaitReply.SerializeToString),
                 "CreateToken": single(self.token, pb.CreateTokenRequest.FromString, pb.Token.SerializeToString),
+                "Revoke": single(self.revoke, pb.RevokeRequest.FromString, pb.RevokeReply.SerializeToString),
                 "Status": single(self.status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString),
             },
         )
@@ -165,11 +168,30 @@ class Admin:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return pb.Token(token=str(token), expires=expires)
 
+    async def revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeReply:
+        """Shut out whoever has a host's certificates; it is lost at once, and its endpoints stay."""
+        await require_admin(context)
+        hosts = self._state.view.objects[Kind.HOST]
+        known = self._state.host(request.host)
+        if known is None:
+            near = nearest(request.host, hosts)
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no Host {request.host}: {near}")
+        if known.agentless:
+            why = f"host {request.host} has no agent, and so no certificate"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+        put = Put(REVOKED + request.host, encode(self._replica.clock()))
+        try:
+            answer = await self._state.store.txn([], [put, Delete(alive_key(request.host))])
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return pb.RevokeReply(revision=answer.revision)
+
     async def status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
         """The controllers, and their hosts."""
         await require_admin(context)
         state = self._state
         leader = state.find(LEADER)
+        unfinished = state.unfinished()
         objects = state.view.objects
         return pb.StatusReply(
             replica=self._replica.name,
@@ -182,6 +204,7 @@ class Admin:
             hosts=[self._host(name) for name in sorted(objects[Kind.HOST])],
             counts=[pb.Count(kind=kind.value, number=len(objects[kind])) for kind in Kind],
             time=self._replica.clock(),
+            unfinished=pb.Progress(done=unfinished[0], of=unfinished[1]) if unfinished else None,
         )
 
     def _host(self, name: str) -> pb.HostStatus:

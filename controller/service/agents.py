@@ -14,12 +14,13 @@ import grpc
 
 from controller.proto import ffswitch_pb2 as pb
 from controller.security.authority import Authority, SecurityError, clock_text
-from controller.security.peers import Context, require_host
+from controller.security.peers import Context, issued_at, require_host
 from controller.security.tokens import token_hash
 from controller.service import wire
 from controller.service.draft import unchanged
 from controller.service.keys import TOKEN
-from controller.service.session import AgentSession, Replica, SessionEnds
+from controller.service.placing import Superseded
+from controller.service.session import AgentSession, Replica, SessionEnds, check_revoked
 from controller.store.base import Delete, LeaseLost, StoreError
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,9 @@ class Agents:
         """A new certificate for a host that has one."""
         host = await require_host(context)
         try:
+            check_revoked(self._replica.state, host, issued_at(context))
             return self._certificate(request.csr, host, self._replica.clock())
-        except SecurityError as error:
+        except (SecurityError, SessionEnds) as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
     def _certificate(self, request: bytes, host: str, now: float) -> pb.Certificate:
@@ -107,7 +109,6 @@ class Agents:
     async def session(self, requests: AsyncIterator[pb.AgentMessage], context: Context) -> None:
         """One agent, until it goes or is sent away."""
         host = await require_host(context)
-        write = _Writer(context)
 
         async def read() -> pb.AgentMessage | None:
             return await anext(requests, None)
@@ -121,9 +122,9 @@ class Agents:
                 raise SessionEnds(f"host {host} did not begin with a Hello: upgrade the older of the two")
             if hello.host != host:
                 raise SessionEnds(f"the certificate is host {host}'s, which cannot speak for host {hello.host}")
-            await self._serve(AgentSession(self._replica, host, write), hello, read)
-        except SessionEnds as error:
-            await write(wire.refused("", str(error)))
+            await self._serve(AgentSession(self._replica, host, issued_at(context), context.write), hello, read)
+        except (SessionEnds, Superseded) as error:
+            await context.write(wire.refused("", str(error)))
         except (StoreError, LeaseLost) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
@@ -143,27 +144,6 @@ class Agents:
         finally:
             if self._sessions.get(session.host) is session:
                 del self._sessions[session.host]
-
-
-class _Writer:
-    """Writes to a stream one message at a time.
-
-    A write that is cancelled still goes on in gRPC, and a second one beside it would break the stream.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._last: asyncio.Task[None] | None = None
-
-    async def __call__(self, message: bytes) -> None:
-        """Write `message` after those before it."""
-        while self._last is not None and not self._last.done():
-            await asyncio.wait([self._last])
-        self._last = asyncio.create_task(self._write(message))
-        await asyncio.shield(self._last)
-
-    async def _write(self, message: bytes) -> None:
-        await self._context.write(message)
 
 
 def _single(group: ExceptionGroup[Exception]) -> Exception:

@@ -3,7 +3,7 @@
 
 All applies of all replicas put one key and compare it, so that each is checked against what the one before it left. One
 that is too large for a transaction of the store takes several, in the order of the plan: each object is written whole,
-and applying again goes on where it ended.
+the key says how far it has come until it is done, and applying again goes on where it ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from controller.ipam import PoolError
 from controller.model import Endpoint, Key, Kind, Network, Object, key_of
 from controller.plan import Operation, Plan, Step, plan
 from controller.service.draft import Draft
-from controller.service.keys import CONFIG, DECLARED, USED, declared_key, split_object_key
+from controller.service.keys import CONFIG, DECLARED, USED, declared_key, encode, split_object_key
 from controller.service.session import Replica
 from controller.store.base import MAX_TXN_OPS, StoreError, StoreUncertain
 from controller.view import ClusterView
@@ -48,25 +48,45 @@ class Applying:
         self._replica = replica
         self._state = replica.state
         self._turn = asyncio.Lock()
+        self._written = 0, 0  # changes done by the apply that has its turn, and of how many
 
     async def apply(self, desired: Sequence[Object], *, dry_run: bool, prune: bool) -> Outcome:
         """Bring the store to what `desired` says; `prune` deletes what was applied before and is not in it.
 
-        Raises StoreError; then a part may have been done.
+        Raises StoreError, which says how much was done.
         """
         async with self._turn:
-            for _ in range(_ATTEMPTS):
-                await self._state.sync()
-                planned = await self._plan(desired, prune)
-                touched = [step.change.key for step in planned.steps]
-                problems = check(planned.after.objects, touched)
+            self._written = 0, 0
+            try:
+                return await self._apply(desired, prune, dry_run)
+            except StoreError as error:
+                raise self._cut_off(str(error)) from None
+
+    async def _apply(self, desired: Sequence[Object], prune: bool, dry_run: bool) -> Outcome:
+        for _ in range(_ATTEMPTS):
+            await self._state.sync()
+            planned = await self._plan(desired, prune)
+            touched = [step.change.key for step in planned.steps]
+            problems = check(planned.after.objects, touched)
+            try:
                 if problems:
-                    return Outcome(planned, self._state.revision, tuple(problems))
-                try:
-                    return await self._write(planned, desired, dry_run)
-                except (_Conflict, StoreUncertain):
-                    continue
-            raise StoreError("others change the same objects all the time: apply again")
+                    outcome = Outcome(planned, self._state.revision, tuple(problems))
+                else:
+                    outcome = await self._write(planned, desired, dry_run)
+            except (_Conflict, StoreUncertain):
+                continue
+            if outcome.problems and self._written[0]:
+                kind, name = outcome.problems[0].key
+                raise StoreError(f"others changed what it is about: {kind} {name}: {outcome.problems[0].problem}")
+            return outcome
+        raise StoreError("others change the same objects all the time")
+
+    def _cut_off(self, why: str) -> StoreError:
+        """What an apply that failed has done."""
+        done, total = self._written
+        if not done:
+            return StoreError(f"{why}: apply again")
+        return StoreError(f"{why}: {done} of {total} changes are done: apply again, and it goes on from there")
 
     async def _plan(self, desired: Sequence[Object], prune: bool) -> Plan:
         """In a thread, of a copy: it looks at everything there is, and agents are not to wait for that."""
@@ -76,36 +96,55 @@ class Applying:
         return await asyncio.to_thread(lambda: plan(ClusterView(objects), desired, prune=prune, keep=keep))
 
     async def _write(self, planned: Plan, desired: Sequence[Object], dry_run: bool) -> Outcome:
-        drafts: list[Draft] = []
+        """Nothing is written before every object has got its addresses."""
+        trial: list[Draft] = []
+        try:
+            for draft, _, _ in self._drafts(planned, desired):
+                trial.append(draft)
+                await asyncio.sleep(0)
+        except _Unsettled as error:
+            return Outcome(planned, self._state.revision, (error.problem,))
+        finally:
+            for draft in trial:
+                draft.rollback()
+        if dry_run:
+            return Outcome(planned, self._state.revision)
         revision = self._state.revision
         try:
-            for draft in self._drafts(planned, desired):
-                drafts.append(draft)
-                if dry_run:
-                    continue
-                answer = await draft.commit()
-                if not answer.succeeded:
-                    raise _Conflict
-                drafts.clear()
-                revision = answer.revision
-                await self._state.reached(revision)
-        except _Unsettled as error:
-            return Outcome(planned, revision, (error.problem,))
-        finally:
-            for draft in drafts:
-                draft.rollback()
+            for draft, done, total in self._drafts(planned, desired):
+                revision = await self._commit(draft)
+                self._written = done, total
+        except _Unsettled:
+            raise _Conflict from None
         return Outcome(planned, revision)
 
-    def _drafts(self, planned: Plan, desired: Sequence[Object]) -> Iterator[Draft]:
-        """The transactions in their order; each is to be committed before the next is asked for."""
+    async def _commit(self, draft: Draft) -> int:
+        """Returns the revision once this replica knows it."""
+        try:
+            answer = await draft.commit()
+        except BaseException:
+            draft.rollback()
+            raise
+        if not answer.succeeded:
+            draft.rollback()
+            raise _Conflict
+        await self._state.reached(answer.revision)
+        return answer.revision
+
+    def _drafts(self, planned: Plan, desired: Sequence[Object]) -> Iterator[tuple[Draft, int, int]]:
+        """The transactions in their order, with how many objects are done after each, and of how many.
+
+        To write them, commit each before the next is asked for. Raises _Unsettled.
+        """
         draft = self._draft()
         steps = {step.change.key: step for step in planned.steps}
         # What a manifest says is marked as such, also where it changes nothing.
         unchanged = [key for key in map(key_of, desired) if key not in steps and self._undeclared(key)]
         works: list[Step | Key] = [*planned.steps, *unchanged]
-        for work in works:
+        for done, work in enumerate(works):
             if draft.size + _ONE_OBJECT > MAX_TXN_OPS:
-                yield draft
+                draft.put(CONFIG, encode({"done": done, "of": len(works)}))
+                yield draft, done, len(works)
                 draft = self._draft()
             try:
                 if isinstance(work, Step):
@@ -119,8 +158,8 @@ class Applying:
             except BaseException:
                 draft.rollback()
                 raise
-        if planned.steps or unchanged:
-            yield draft
+        if works or self._state.unfinished() is not None:
+            yield draft, len(works), len(works)
 
     def _draft(self) -> Draft:
         draft = Draft(self._state, self._replica.clock())

@@ -21,12 +21,13 @@ USED = ROOT + "used/"  # NETWORK: put whenever an endpoint comes to the network
 ALIVE = ROOT + "alive/"  # HOST: JSON of its session; ends when its agent is not heard
 MOVED = ROOT + "moved/"  # HOST/ENDPOINT: the host still reports the endpoint, another one has it
 TOKEN = ROOT + "token/"  # hash of the secret: JSON of host and end
+REVOKED = ROOT + "revoked/"  # HOST: JSON, seconds since 1970: its certificates from before are not taken any more
 REPLICA = ROOT + "replica/"  # a controller that lives
 WAIT = ROOT + "wait/"  # somebody waits until hosts have applied a revision
 SYNC = ROOT + "sync"  # put by whoever waits for the mirror
 LEADER = ROOT + "leader"
 EPOCH = ROOT + "epoch"  # of the newest leader; unlike its key it stays
-CONFIG = ROOT + "config"  # put by each apply, so that no two check against the same state
+CONFIG = ROOT + "config"  # put by each apply, so that no two check against the same state: JSON, how far it has come
 
 
 def object_key(key: Key) -> str:

@@ -3,7 +3,7 @@
 
 A host says what it has, again and again; it is compared with what the store has. The newest report of a name wins it.
 The host that lost it goes on reporting its port, so that it lost is kept in the store (`MOVED`) until it reports the
-port gone: else the endpoint would move back with every reconnection.
+port gone: else the endpoint would move back with every reconnection, or come back when the new host has deleted it.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class Placing:
         """Whether there is something to write."""
         state, name = self._state, asked.name
         old = state.view.endpoint(name)
+        self._check_left(draft, host, name, old)
         declared = state.find(declared_key((Kind.ENDPOINT, name))) is not None
         wanted = replace(_with_manifest(asked, old) if declared and old else asked, host=host)
         network = state.network(wanted.network)
@@ -142,7 +143,6 @@ class Placing:
             raise PortRefused(f"endpoint {name}: there is no trust domain {wanted.trust_domain}: {near}")
         if old is not None and old.host not in ("", host):
             self._move(draft, host, old)
-        draft.delete(moved_key(host, name))
         settled = draft.settle(wanted, old, network)
         if old is not None:
             settled = replace(settled, generation=old.generation)
@@ -152,16 +152,23 @@ class Placing:
         return True
 
     def _move(self, draft: Draft, host: str, old: Endpoint) -> None:
-        """The endpoint comes from another host, unless it went there from here."""
+        """The endpoint comes from another host."""
         there = cast(Host | None, self._state.object(Kind.HOST, old.host))
         if there is not None and there.agentless:
             raise PortRefused(f"endpoint {old.name} is on host {old.host}, by its manifest: choose another name")
-        if self._state.find(moved_key(host, old.name)) is not None:
-            raise PortRefused(f"endpoint {old.name} has moved to host {old.host}: delete the port here")
         draft.put(moved_key(old.host, old.name), b"")
+
+    def _check_left(self, draft: Draft, host: str, name: str, old: Endpoint | None) -> None:
+        """The port is not what an endpoint left behind that went to another host."""
+        marker = moved_key(host, name)
+        draft.expect(marker)
+        if self._state.find(marker) is not None:
+            gone = f"moved to host {old.host}" if old is not None and old.host else "moved to another host and is gone"
+            raise PortRefused(f"endpoint {name} has {gone}: delete the port here")
 
     def _withdraw(self, draft: Draft, host: str, name: str) -> bool:
         marker = moved_key(host, name)
+        draft.expect(marker)
         found = self._state.find(marker) is not None
         draft.delete(marker)
         old = self._state.view.endpoint(name)

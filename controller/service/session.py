@@ -9,13 +9,15 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from controller.codec import FieldError, from_json
-from controller.model import Capabilities, Endpoint, Host, HostState, Key
+from controller.model import Capabilities, Endpoint, Host, HostState, Key, Kind
 from controller.proto import ffswitch_pb2 as pb
+from controller.security.authority import clock_text
 from controller.service import wire
 from controller.service.draft import Clock, Draft
-from controller.service.keys import encode
+from controller.service.keys import REVOKED, encode, object_key
 from controller.service.placing import Placing, PortRefused, Session, Superseded, parse_port
 from controller.service.state import State, Step, alive_key
 from controller.store.base import LeaseLost, Put, StoreUncertain
@@ -54,8 +56,10 @@ class Replica:
 class AgentSession:
     """From a Hello on. `run` returns or raises when it is over."""
 
-    def __init__(self, replica: Replica, host: str, write: Write) -> None:
+    def __init__(self, replica: Replica, host: str, issued: float, write: Write) -> None:
+        """`issued` is when the host's certificate was made, in seconds since 1970."""
         self.host = host
+        self._issued = issued
         self.ended = asyncio.Event()
         self.reason = ""
         self._replica = replica
@@ -63,9 +67,11 @@ class AgentSession:
         self._placing = Placing(replica.state, replica.clock)
         self._write = write
         self._session = Session(host, 0)
+        self._capabilities = Capabilities()
         self._steps: list[Step] = []
         self._replies: list[bytes] = []
         self._to_send = asyncio.Event()
+        self._sending = True
         self._ports: dict[str, Endpoint] = {}
         self._refused: dict[str, str] = {}
         self._applied = 0
@@ -79,35 +85,36 @@ class AgentSession:
         self.ended.set()
 
     async def run(self, hello: pb.Hello, messages: Callable[[], Awaitable[pb.AgentMessage | None]]) -> None:
-        """Serve the agent until it goes (`messages` gives None) or `end` is called. Raises StoreError, SessionEnds."""
+        """Serve the agent until it goes (`messages` gives None) or `end` is called.
+
+        Raises SessionEnds, Superseded, StoreError, or a group of them.
+        """
         await self._begin(hello)
         state = self._state
         first = state.initial(self.host, hello.revision)
         state.follow(self.host, self._follow)
         state.reporters.add(self._asked)
-        tasks: list[asyncio.Task[None]] = []
+        work: asyncio.Queue[pb.Observed | None] = asyncio.Queue()
+        sending = asyncio.create_task(self._send(first))
+        tasks = [
+            asyncio.create_task(self._receive(messages, work)),
+            asyncio.create_task(self._place(work)),
+            asyncio.create_task(self._report()),
+            asyncio.create_task(self._ended()),
+        ]
         try:
-            await self._write(wire.welcome(state.epoch, self._replica.heartbeat))
-            await self._write(first)
-            work: asyncio.Queue[pb.Observed | None] = asyncio.Queue()
-            tasks = [
-                asyncio.create_task(self._receive(messages, work)),
-                asyncio.create_task(self._send()),
-                asyncio.create_task(self._place(work)),
-                asyncio.create_task(self._report()),
-                asyncio.create_task(self._ended()),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([sending, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except Superseded as error:
-            raise SessionEnds(str(error)) from None
         finally:
             state.unfollow(self.host, self._follow)
             state.reporters.discard(self._asked)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # A write that is cancelled goes on in gRPC, and whatever is written next would break the stream.
+            self._sending = False
+            self._to_send.set()
+            await asyncio.gather(sending, *tasks, return_exceptions=True)
 
     async def _ended(self) -> None:
         await self.ended.wait()
@@ -118,9 +125,10 @@ class AgentSession:
     async def _begin(self, hello: pb.Hello) -> None:
         """Make this the host's session, and the host up."""
         state = self._state
-        capabilities = _capabilities(self.host, hello.capabilities)
+        self._capabilities = _capabilities(self.host, hello.capabilities)
         await state.epoch_of(hello.epoch, BEHIND)
         await state.reached(hello.revision, BEHIND)
+        check_revoked(state, self.host, self._issued)
         lease = await state.store.grant(self._replica.lease_ttl)
         self._session = Session(self.host, lease)
         self._applied = self._reported = hello.revision
@@ -129,7 +137,9 @@ class AgentSession:
             if old is not None and old.agentless:
                 raise SessionEnds(f"host {self.host} has no agent, by its manifest: join with another name")
             draft = Draft(state, self._replica.clock())
-            host = self._host(old, capabilities)
+            host = self._host(old)
+            # Also where it stays as it is: the leader may be marking the host lost just now.
+            draft.expect(object_key((Kind.HOST, self.host)))
             if host != old:
                 draft.put_object(host)
             draft.put_leased(alive_key(self.host), self._alive(), lease)
@@ -143,11 +153,11 @@ class AgentSession:
                 return
             await state.sync()
 
-    def _host(self, old: Host | None, capabilities: Capabilities) -> Host:
+    def _host(self, old: Host | None) -> Host:
         if old is not None and old.state is HostState.UP:
-            return replace(old, capabilities=capabilities)
+            return replace(old, capabilities=self._capabilities)
         epoch = old.epoch + 1 if old is not None else 1
-        return Host(self.host, capabilities, HostState.UP, self._replica.clock(), epoch)
+        return Host(self.host, self._capabilities, HostState.UP, self._replica.clock(), epoch)
 
     def _alive(self) -> bytes:
         return encode({"replica": self._replica.name, "applied": self._applied})
@@ -175,6 +185,8 @@ class AgentSession:
         now = asyncio.get_running_loop().time()
         # Heartbeats that only say what was applied may come in quick succession.
         periodic = now - self._renewed > self._replica.heartbeat / 2
+        if periodic:
+            check_revoked(self._state, self.host, self._issued)
         if self._applied != self._reported and (periodic or self._state.waiting):
             self._reporting.set()
         if periodic:
@@ -185,16 +197,17 @@ class AgentSession:
                 await self._state.sync()
                 raise self._superseded() from None
         if heartbeat.capabilities:
-            capabilities = _capabilities(self.host, heartbeat.capabilities)
-            host = self._state.host(self.host)
-            if host is not None and host.capabilities != capabilities:
-                draft = Draft(self._state, self._replica.clock())
-                draft.put_object(replace(host, capabilities=capabilities))
-                # One that conflicts is said again with the next heartbeat that brings a change.
-                await draft.commit(self._session.fence())
+            self._capabilities = _capabilities(self.host, heartbeat.capabilities)
+        host = self._state.host(self.host) if periodic or heartbeat.capabilities else None
+        if host is not None and host.capabilities != self._capabilities:
+            draft = Draft(self._state, self._replica.clock())
+            draft.put_object(replace(host, capabilities=self._capabilities))
+            # After a conflict the next heartbeat finds the difference again.
+            await draft.commit(self._session.fence())
         return periodic
 
     def _superseded(self) -> Superseded:
+        check_revoked(self._state, self.host, self._issued)
         if self._state.find(alive_key(self.host)) is None:
             return Superseded(f"host {self.host} was not heard for {self._replica.lease_ttl} s")
         return Superseded(f"another session of host {self.host} began")
@@ -273,9 +286,11 @@ class AgentSession:
         self._steps.append(step)
         self._to_send.set()
 
-    async def _send(self) -> None:
-        while True:
-            await self._to_send.wait()
+    async def _send(self, first: bytes) -> None:
+        """Until the session is over, and then to the end of what is being written."""
+        await self._write(wire.welcome(self._state.epoch, self._replica.heartbeat))
+        await self._write(first)
+        while await self._to_send.wait() and self._sending:
             self._to_send.clear()
             replies, self._replies = self._replies, []
             steps, self._steps = self._steps, []
@@ -290,6 +305,16 @@ class AgentSession:
                 await self._write(wire.desired(self._state.epoch, steps[-1].revision, full=False, parts=[part]))
             for reply in replies:
                 await self._write(reply)
+
+
+def check_revoked(state: State, host: str, issued: float) -> None:
+    """Raises SessionEnds for a certificate of `host` that was made before it was revoked."""
+    item = state.find(REVOKED + host)
+    if item is not None and issued <= (revoked := json.loads(item.value)):
+        when = clock_text(datetime.fromtimestamp(revoked, UTC))
+        raise SessionEnds(
+            f"the certificate of host {host} was revoked at {when}: remove its host.pem and join with a new token"
+        )
 
 
 async def _coroutine(awaitable: Awaitable[None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from controller.service.addresses import Addresses
 from controller.service.keys import (
     ADDRESS,
     ALIVE,
+    CONFIG,
     EPOCH,
     MOVED,
     OBJECT,
@@ -70,7 +72,8 @@ class State:
         self.moved: dict[str, set[str]] = {}  # keys under MOVED, by host
         self._followers: dict[str, Follower] = {}
         self._listeners: set[Listener] = set()
-        self._history: deque[tuple[int, dict[str, Step]]] = deque()
+        # For each update its first and its last revision, and what hosts were told of it.
+        self._history: deque[tuple[int, int, dict[str, Step]]] = deque()
         self._remembered = 0
         self._began = 0
         self._known_since = 0  # the history is whole after this revision
@@ -108,6 +111,14 @@ class State:
     def known_hosts(self) -> list[str]:
         """The names of all hosts."""
         return list(self.view.objects[Kind.HOST])
+
+    def unfinished(self) -> tuple[int, int] | None:
+        """Of an apply in several transactions that has not come to its end: changes done, and of how many."""
+        item = self.find(CONFIG)
+        if item is None or not item.value:
+            return None
+        progress = json.loads(item.value)
+        return progress["done"], progress["of"]
 
     def last_change(self, host: str) -> int:
         """The revision of the last change that concerned `host`; this replica's start when there was none."""
@@ -160,21 +171,37 @@ class State:
 
     def unfollow(self, host: str, follower: Follower) -> None:
         """End what `follow` began, unless another one follows by now."""
-        if self._followers.get(host) is follower:
+        if self._followers.get(host) == follower:
             del self._followers[host]
 
     def initial(self, host: str, revision: int) -> bytes:
         """The first Desired of a session: what changed since `revision`, or all when that is not known any more."""
-        if self._known_since <= revision <= self.revision and revision:
-            items: dict[Key, bytes | None] = {}
-            for at, steps in self._history:
-                if at > revision and host in steps:
-                    items.update(steps[host].items)
-            return wire.desired(self.epoch, self.revision, full=False, parts=[wire.encode_delta(items)])
+        changed = self._changed_since(host, revision)
+        if changed is not None:
+            return wire.desired(self.epoch, self.revision, full=False, parts=[wire.encode_delta(changed)])
         parts = [self._network_part(network) for network in self.view.networks_of(host)]
         keys = self.view.besides_networks(host)
         parts.append(wire.encode_items((key, self._value(key)) for key in keys))
         return wire.desired(self.epoch, self.revision, full=True, parts=parts)
+
+    def _changed_since(self, host: str, revision: int) -> dict[Key, bytes | None] | None:
+        """What leads a host from its state at `revision` to that of now; None when that is not known."""
+        if not revision or not self._known_since <= revision <= self.revision:
+            return None
+        missed: list[Step] = []
+        for first, last, steps in reversed(self._history):
+            if last <= revision:
+                break
+            if first <= revision:
+                # Another replica told the host a part of what came to this one at once. If that made an object which
+                # the rest took away again, this replica has never seen it, and would not say that it is gone.
+                return None
+            if host in steps:
+                missed.append(steps[host])
+        items: dict[Key, bytes | None] = {}
+        for step in reversed(missed):
+            items.update(step.items)
+        return items
 
     def _network_part(self, network: str) -> bytes:
         part = self._parts.get(network)
@@ -210,11 +237,12 @@ class State:
             self._began = self._known_since = update.revision
             self.ready.set()
         else:
-            self._tell(update.revision, changes)
+            self._tell(update, changes)
         for listener in list(self._listeners):
             listener(update)
 
-    def _tell(self, revision: int, changes: list[Change]) -> None:
+    def _tell(self, update: Update, changes: list[Change]) -> None:
+        revision = update.revision
         deltas: dict[str, list[Delta]] = {}
         for change in changes:
             self._forget_parts(change)
@@ -231,8 +259,8 @@ class State:
             follower = self._followers.get(host)
             if follower is not None:
                 follower(told[host])
-        if told:
-            self._remember(revision, told)
+        if told or update.first < revision:
+            self._remember(update, told)
 
     def _step(self, revision: int, deltas: list[Delta]) -> Step:
         items: dict[Key, bytes | None] = {}
@@ -246,12 +274,12 @@ class State:
         """An object that one change of an update put may be gone by a later one, which says so as well."""
         return object_key(key) in self.mirror.items
 
-    def _remember(self, revision: int, told: dict[str, Step]) -> None:
-        self._history.append((revision, told))
-        self._remembered += len(told)
+    def _remember(self, update: Update, told: dict[str, Step]) -> None:
+        self._history.append((update.first, update.revision, told))
+        self._remembered += max(1, len(told))
         while self._remembered > HISTORY:
-            self._known_since, steps = self._history.popleft()
-            self._remembered -= len(steps)
+            _, self._known_since, steps = self._history.popleft()
+            self._remembered -= max(1, len(steps))
 
     def _forget_parts(self, change: Change) -> None:
         kind, name = change.key

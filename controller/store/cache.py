@@ -35,8 +35,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The copy is at `revision` now, and these changes brought it there: at most one for each key, maybe none."""
+    """The copy is at `revision` now, and these changes brought it there: at most one for each key, maybe none.
 
+    They sum up what happened from revision `first` on, so what came and went in between is not among them.
+    """
+
+    first: int
     revision: int
     changes: tuple[Change, ...]
 
@@ -81,9 +85,8 @@ class Mirror:
             try:
                 async with self._store.watch(self._prefix, self.revision + 1) as watch:
                     async for batch in watch:
-                        update = self._followed(batch)
-                        if update.changes:
-                            yield update
+                        if batch.events:
+                            yield self._followed(batch)
                 return  # the store was closed
             except (Compacted, WatchLost, StoreUnavailable) as error:
                 self._lost(error)
@@ -93,10 +96,10 @@ class Mirror:
             raise StoreError(
                 f"the store went back from revision {self.revision} to {listed.revision}: was it replaced? Restart"
             )
-        changes = diff(self._items, listed.items)
+        update = Update(self.revision + 1, listed.revision, diff(self._items, listed.items))
         self._items = {item.key: item for item in listed.items}
         self.revision = listed.revision
-        return Update(self.revision, changes)
+        return update
 
     def _followed(self, batch: Batch) -> Update:
         olds: dict[str, KeyValue | None] = {}
@@ -109,7 +112,8 @@ class Mirror:
         self.revision = batch.revision
         pairs = [Change(key, old, self._items.get(key)) for key, old in olds.items()]
         # A key that came and went within the batch was never there for the consumer.
-        return Update(batch.revision, tuple(change for change in pairs if change.old is not change.new))
+        changes = tuple(change for change in pairs if change.old is not change.new)
+        return Update(batch.events[0].revision, batch.revision, changes)
 
     def _lost(self, error: StoreError) -> None:
         if self.connected:

@@ -86,10 +86,11 @@ class Agents:
                 await self.say(number, pb.AgentMessage(heartbeat=pb.Heartbeat(revision=desired.revision)))
 
     async def _beat(self, number: int, interval: float) -> None:
-        await asyncio.sleep(interval * (number % 100) / 100)
+        pause = interval * (number % 100) / 100
         while True:
+            await asyncio.sleep(pause)
             await self.say(number, pb.AgentMessage(heartbeat=pb.Heartbeat()))
-            await asyncio.sleep(interval)
+            pause = interval
 
 
 def tell(answer: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from vswitch.slowpath.ports import ADD_KEYS
+
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
@@ -129,3 +131,11 @@ class Ffswitchd:
             os.close(pidfd)
         assert notify.fileno() in ready, f"ffswitchd is not ready: {self.log[-4000:]}"
         assert b"READY=1" in notify.recv(4096)
+
+
+def wait_ready(daemon: Ffswitchd, name: str) -> None:
+    """The request ends when the port is ready, or when it says why not."""
+    port = daemon.call("port.get", name=name)
+    config = {key: port[key] for key in ADD_KEYS - {"devargs"}}
+    ready = daemon.call("port.add", **config, may_exist=True, wait_s=CALL_TIMEOUT / 2)
+    assert ready["state"] == "ready", ready

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +19,8 @@ import pytest
 from controller.security.authority import KeyPair, host_uri, key_pem, new_key, signing_request
 from controller.security.files import Identity, load_authority
 from tests.agents import FakeAgent, free_target
+from tests.system.ffswitchd import Ffswitchd
+from tests.system.underlay import until
 
 BLUE = "kind: Network\nname: blue\nvni: 100\nsubnets: [10.1.0.0/24]\n"
 _RUN = "import sys; from controller.cli.{0} import main; sys.exit(main())"
@@ -140,3 +145,50 @@ async def test_a_controller_killed_at_work_loses_nothing_and_leaves_nothing_half
         ips = [agent.known["Endpoint", name]["ips"][0] for name in ports]
         assert len(set(ips)) == len(ips)
         assert all(agent.known["Endpoint", name]["ips"] == ips for name, ips in acknowledged.items())
+
+
+# ---- clocks ----------------------------------------------------------------------------------
+
+_FAKETIME = Path("/usr/lib", sysconfig.get_config_var("MULTIARCH"), "faketime", "libfaketimeMT.so.1")
+_EARLY = r"was issued at .* by the controller's clock, but this machine's clock says .*: set the clocks"
+_LATE = r"ended at .*, and this machine's clock says .*: get a new one, or set the clock"
+CLOCKS = pytest.mark.parametrize(("shift", "line"), [("-1h", _EARLY), ("+800d", _LATE)], ids=["behind", "ahead"])
+
+
+@contextlib.contextmanager
+def clock(shift: str) -> Iterator[None]:
+    """Processes that are started within the block have a wall clock of their own."""
+    assert _FAKETIME.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(_FAKETIME))
+        patch.setenv("FAKETIME", shift)
+        patch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        yield
+
+
+@CLOCKS
+def test_an_operator_whose_clock_is_wrong_is_told_so(controller: Controller, shift: str, line: str) -> None:
+    with clock(shift):
+        done = controller.ctl("status")
+    assert done.returncode == 1
+    assert re.fullmatch(rf"ffctl: .*admin\.pem {line}\n", done.stderr)
+
+
+@CLOCKS
+def test_a_host_whose_clock_is_wrong_says_so_and_joins_when_it_is_right(
+    controller: Controller, run_dir: Path, tmp_path: Path, shift: str, line: str
+) -> None:
+    token = controller.json("token", "create", "h1")
+    assert isinstance(token, dict)
+    where = f"127.0.0.1:{controller.target[1]}"
+    options = ["--controller", where, "--host-name", "h1", "--state-dir", str(tmp_path / "h1")]
+    join = [*options, "--join-token", token["token"]]
+    may_log = r"the controller is away|no controller: "
+    with clock(shift), Ffswitchd(run_dir, *join, may_log=may_log) as daemon:
+        why = until(daemon, "status", lambda status: "clock" in status["controller"]["why"])["controller"]["why"]
+        assert re.fullmatch(rf"the certificate of the controller at \S+ {line}", why)
+    with Ffswitchd(run_dir, *join, may_log=may_log) as daemon:
+        until(daemon, "status", lambda status: status["controller"]["state"] == "connected")
+    with clock(shift), Ffswitchd(run_dir, *options, may_log=may_log) as daemon:
+        why = until(daemon, "status", lambda status: "clock" in status["controller"]["why"])["controller"]["why"]
+        assert re.fullmatch(rf"\S+/host\.pem {line}", why)

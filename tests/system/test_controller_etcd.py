@@ -30,7 +30,7 @@ from controller.service.state import State
 from controller.store.base import KeyValue
 from controller.store.etcd import EtcdStore
 from tests.agents import FakeAgent
-from tests.system.controllers import Controllers, SessionHost, running, until
+from tests.system.controllers import DEADLINE, Controllers, SessionHost, running, until
 from tests.system.etcd import EtcdCluster, etcd_cluster
 
 pytestmark = pytest.mark.timeout(300)
@@ -202,10 +202,40 @@ async def test_an_apply_killed_in_the_middle_leaves_whole_objects_and_is_finishe
         assert 0 < len(before) < len(names)
         assert all(declared_key((Kind.ENDPOINT, name)) in items for name in before)
         await made.controllers.start(0)
+        progress = (await made.controllers.status(0)).unfinished
+        assert len(before) <= progress.done < progress.of, (len(before), progress)
         await made.controllers.apply(0, manifest)
+        assert not (await made.controllers.status(0)).HasField("unfinished")
         items = await stored(made.etcd)
         after = {item.name: item for item in check_store(items) if isinstance(item, Endpoint)}
         assert after.keys() == names and before.items() <= after.items()
         assert not [item for item in check_store(items) if isinstance(item, Host)]
         code, shown, errors = await made.controllers.ctl(0, "apply", "-f", "-", "--dry-run", stdin=manifest)
         assert code == 0 and "create" not in shown and "update" not in shown, (shown[:300], errors)
+
+
+async def test_hosts_keep_what_they_have_while_the_store_is_cut_off(tmp_path: Path) -> None:
+    """One member of three is left, which cannot decide anything."""
+    async with stand(tmp_path, 2) as made:
+        mine, other = made.host("h0", 0), made.host("h1", 1)
+        async with running(made.hosts):
+            mine.add("web0", "blue")
+            other.add("db0", "blue")
+            await until(made.changed, lambda: mine.has("web0") and other.has("db0") and not made.differ(), made.differ)
+            known = [dict(host.known) for host in made.hosts]
+            made.etcd.pause(0)
+            made.etcd.pause(1)
+            async with asyncio.timeout(DEADLINE):
+                for host in made.hosts:
+                    while host.session.connected:
+                        await host.session.until_changed()
+            assert [host.known for host in made.hosts] == known
+            mine.add("late0", "blue")
+            code, _, errors = await made.controllers.ctl(0, "apply", "-f", "-", stdin=BLUE.replace("100", "102"))
+            assert code == 1 and errors.count("\n") == 1 and "etcd" in errors, errors
+            made.etcd.resume(0)
+            made.etcd.resume(1)
+            await until(made.changed, lambda: mine.has("late0") and not made.differ(), made.differ)
+            assert other.endpoint("late0") is not None and other.endpoint("web0") == known[1][Kind.ENDPOINT, "web0"]
+            assert not mine.wrong and not other.wrong
+        check_store(await stored(made.etcd))

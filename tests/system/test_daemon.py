@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from tests.frontend import FrontEnd, FrontEndError
-from tests.system.ffswitchd import CALL_TIMEOUT, ROOT, STOP_TIMEOUT, Ffswitchd, RpcError
-from vswitch.slowpath.ports import ADD_KEYS
+from tests.system.containers import wait_for
+from tests.system.ffswitchd import CALL_TIMEOUT, ROOT, STOP_TIMEOUT, Ffswitchd, RpcError, wait_ready
 
 MAIN = "from vswitch.slowpath.daemon import main; main()"
 A, B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -71,14 +71,6 @@ def attach(daemon: Ffswitchd, name: str) -> FrontEnd:
     return front
 
 
-def wait_ready(daemon: Ffswitchd, name: str) -> None:
-    """The request ends when the port is ready, or when it says why not."""
-    port = daemon.call("port.get", name=name)
-    config = {key: port[key] for key in ADD_KEYS - {"devargs"}}
-    ready = daemon.call("port.add", **config, may_exist=True, wait_s=TIMEOUT)
-    assert ready["state"] == "ready", ready
-
-
 def ping(one: FrontEnd, two: FrontEnd, number: int = 0) -> None:
     """A frame each way, byte for byte."""
     for src, dst, source, target in ((A, B, one, two), (B, A, two, one)):
@@ -118,10 +110,8 @@ def test_sigterm_while_it_starts(run_dir: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, "--run-dir", str(run_dir)], cwd=ROOT, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + TIMEOUT
-    while not (run_dir / "ffswitchd.pid").exists():  # it heeds signals from before that on
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    # It heeds signals from before that on.
+    wait_for((run_dir / "ffswitchd.pid").exists, "ffswitchd.pid")
     for number in (signal.SIGHUP, signal.SIGTERM):
         process.send_signal(number)
     try:

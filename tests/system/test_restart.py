@@ -10,7 +10,7 @@ import pytest
 
 from tests.fastpath.frames import numbered
 from tests.frontend import FrontEnd
-from tests.system.ffswitchd import Ffswitchd
+from tests.system.ffswitchd import Ffswitchd, wait_ready
 
 TIMEOUT = 20.0
 
@@ -23,13 +23,6 @@ def _exchange(a: FrontEnd, b: FrontEnd, start: int) -> None:
         assert receiver.wait_received(64, TIMEOUT) == frames
 
 
-def _wait_ready(daemon: Ffswitchd, name: str) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while (port := daemon.call("port.get", name=name))["state"] != "ready":
-        assert time.monotonic() < deadline, port
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_ports_come_back_with_the_switch(tmp_path: Path, how: str, packed: bool) -> None:
@@ -39,7 +32,7 @@ def test_ports_come_back_with_the_switch(tmp_path: Path, how: str, packed: bool)
     for name, front in fronts.items():
         first.call("port.add", name=name, socket=str(front.path))
         front.connect(TIMEOUT)
-        _wait_ready(first, name)
+        wait_ready(first, name)
     a, b = fronts.values()
     _exchange(a, b, 0)
     # What is in the ring when the switch goes is taken by the next one.
@@ -55,9 +48,9 @@ def test_ports_come_back_with_the_switch(tmp_path: Path, how: str, packed: bool)
     with Ffswitchd(run) as second:
         assert [port["name"] for port in second.call("port.list")] == ["a", "b"]
         b.connect(TIMEOUT)
-        _wait_ready(second, "b")
+        wait_ready(second, "b")
         a.connect(TIMEOUT)
-        _wait_ready(second, "a")
+        wait_ready(second, "a")
         assert b.wait_received(len(waiting), TIMEOUT) == waiting
         _exchange(a, b, 2000)
         for name, front in fronts.items():
@@ -73,7 +66,7 @@ def test_a_container_killed_in_mid_traffic(tmp_path: Path) -> None:
         for name, front in (("a", a), ("b", b)):
             daemon.call("port.add", name=name, socket=str(front.path))
             front.connect(TIMEOUT)
-            _wait_ready(daemon, name)
+            wait_ready(daemon, name)
         _exchange(a, b, 0)
         b.kill()
         a.send(numbered(1, 2, 100))
@@ -85,7 +78,7 @@ def test_a_container_killed_in_mid_traffic(tmp_path: Path) -> None:
         assert port["since"] > 0
         b = FrontEnd(tmp_path / "b")
         b.connect(TIMEOUT)
-        _wait_ready(daemon, "b")
+        wait_ready(daemon, "b")
         _exchange(a, b, 500)
         totals = daemon.call("stats")["totals"]
         assert totals["balanced"], totals

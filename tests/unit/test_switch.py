@@ -198,11 +198,10 @@ async def test_wait_until_ready(bench: Bench) -> None:
     port_id = bench.add("web0")
     entry = bench.switch.ports["web0"]
     waiting = asyncio.ensure_future(bench.switch.wait_ready(entry, DEADLINE))
-    await asyncio.sleep(0)
+    assert not (await asyncio.wait([waiting], timeout=0))[0]
     bench.fake.set_state(port_id, PortState.NEGOTIATING)
     bench.switch.on_events()
-    await asyncio.sleep(0)
-    assert not waiting.done()
+    assert not (await asyncio.wait([waiting], timeout=0))[0]
     bench.up(port_id)
     async with asyncio.timeout(DEADLINE):
         await waiting
@@ -217,7 +216,7 @@ async def test_wait_ends_without_the_port_ready(bench: Bench) -> None:
 async def test_wait_for_a_port_that_is_deleted(bench: Bench) -> None:
     bench.add("web0")
     waiting = asyncio.ensure_future(bench.switch.wait_ready(bench.switch.ports["web0"], DEADLINE))
-    await asyncio.sleep(0)
+    assert not (await asyncio.wait([waiting], timeout=0))[0]
     bench.switch.remove("web0")
     with pytest.raises(SwitchError, match="deleted meanwhile"):
         await asyncio.wait_for(waiting, DEADLINE)
@@ -301,19 +300,17 @@ async def test_sweep_of_many_flows_lets_others_work(bench: Bench, monkeypatch: p
     bench.up(one, two)
     for number in range(95):
         bench.miss(number, one, A, b"\x02\x00\x00\x01" + number.to_bytes(2))
-    turns = 0
+    loop = asyncio.get_running_loop()
+    turns: list[asyncio.Handle] = []
 
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+    def other() -> None:
+        turns.append(loop.call_soon(other))
 
-    task = asyncio.ensure_future(other())
+    other()
     bench.now += 11
     await bench.switch.sweep()
-    task.cancel()
-    assert turns >= 9
+    turns[-1].cancel()
+    assert len(turns) > 9
     assert not bench.fake.flows
 
 

@@ -125,8 +125,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(ManifestError) as caught:
-        parse({"a.yaml": "[" * 100_000})
+        parse({"a.yaml": "[" * 900})
     assert str(caught.value) == "a.yaml:1:21: this is no YAML: lists and objects are nested more than 20 deep"
+    # Newer versions of libyaml find this before anything can be counted.
+    with pytest.raises(ManifestError, match=r"this is no YAML: .*nest"):
+        parse({"a.yaml": "[" * 100_000})
 
 
 BASE = parse(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import pytest
 
 from controller.model import Host, HostState, Kind
 from controller.proto import ffswitch_pb2 as pb
-from controller.service.keys import LEADER, encode_object, object_key
+from controller.service.keys import ADDRESS, CONFIG, LEADER, MAC, encode_object, object_key
 from controller.service.leader import Leader
-from controller.store.base import Delete, Put
+from controller.store.base import Compare, Delete, Op, Put, StoreUnavailable, TxnResult
 from controller.store.election import Deposed, campaign
 from tests.agents import DEADLINE
 from tests.unit.controller.cluster import BLUE, Cluster, cluster, eventually
@@ -49,6 +49,48 @@ async def test_a_dry_run_says_what_would_be_cut_and_changes_nothing(made: Cluste
         assert not controller.state.view.objects[Kind.POLICY]
         assert not (await made.apply(controller, BLUE + DENY)).problems
         await h1.until(lambda agent: ("Policy", "no-db") in agent.known)
+
+
+MANY = BLUE + "".join(f"---\nkind: Endpoint\nname: e{number}\nnetwork: blue\n" for number in range(100))
+
+
+async def test_an_apply_of_several_transactions_that_is_cut_off_says_how_far_it_came(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = await made.start()
+    real, lives = made.store.txn, 2
+
+    async def txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op] = ()) -> TxnResult:
+        nonlocal lives
+        if any(isinstance(op, Put) and op.key == CONFIG for op in then):
+            if not lives:
+                raise StoreUnavailable("the store is away")
+            lives -= 1
+        return await real(compares, then, orelse)
+
+    monkeypatch.setattr(made.store, "txn", txn)
+    with pytest.raises(
+        grpc.aio.AioRpcError, match=r"the store is away: \d+ of 101 changes are done: apply again"
+    ) as error:
+        await made.apply(controller, MANY)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    stub = await made.admin(controller)
+    found = (await stub.Status(pb.StatusRequest(), timeout=DEADLINE)).unfinished
+    done = len(controller.state.view.objects[Kind.ENDPOINT]) + 1
+    assert 1 < done < 101 and (found.done, found.of) == (done, 101)
+    lives = 100
+    reply = await made.apply(controller, MANY)
+    assert len(reply.steps) == 101 - done
+    assert len(controller.state.view.objects[Kind.ENDPOINT]) == 100
+    assert not (await stub.Status(pb.StatusRequest(), timeout=DEADLINE)).HasField("unfinished")
+
+
+async def test_nothing_of_a_large_apply_is_written_when_its_last_object_gets_no_address(made: Cluster) -> None:
+    controller = await made.start()
+    reply = await made.apply(controller, MANY.replace("/24", "/26"))
+    assert "no IPv4 address left" in reply.problems[0].problem
+    assert not any(controller.state.view.objects.values())
+    assert not [key for key in controller.state.mirror.items if key.startswith((ADDRESS, MAC, CONFIG))]
 
 
 async def test_what_does_not_go_together_is_not_applied(made: Cluster) -> None:

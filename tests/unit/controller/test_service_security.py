@@ -98,6 +98,35 @@ async def test_a_host_speaks_for_itself_only(made: Cluster) -> None:
         await agent.until(lambda agent: agent.desired)
 
 
+async def test_a_revoked_host_is_shut_out_until_it_joins_again(made: Cluster) -> None:
+    one, two = await made.start(), await made.start()
+    await made.apply(one, BLUE)
+    admin = await made.admin(one)
+    identity = made.identity("h1")
+    async with FakeAgent(two.target, identity, "h1") as h1, made.agent(one, "h2") as h2:
+        await h1.observe({"web0": {"network": "blue"}}, full=True)
+        await h2.observe({"db0": {"network": "blue"}}, full=True)
+        await h2.endpoint("web0", host="h1")
+        await admin.Revoke(pb.RevokeRequest(host="h1"), timeout=DEADLINE)
+        await h2.until(lambda agent: agent.known["Host", "h1"]["state"] == "lost")
+        assert h2.known["Endpoint", "web0"]["host"] == "h1"
+        assert "was revoked at" in await h1.until(lambda agent: agent.ended)
+        async with FakeAgent(one.target, identity, "h1") as again:
+            why = await again.until(lambda agent: agent.ended)
+        assert why.endswith("remove its host.pem and join with a new token")
+        async with client.secure_channel(one.target, identity) as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="was revoked at"):
+                await client.renew(channel, "h1")
+        # Certificates tell whole seconds.
+        made.clock.ahead = 2.0
+        answer = await admin.CreateToken(pb.CreateTokenRequest(host="h1", ttl=60.0), timeout=DEADLINE)
+        joined = await client.join(one.target, "h1", answer.token)
+        async with FakeAgent(one.target, joined, "h1"):
+            await h2.until(lambda agent: agent.known["Host", "h1"]["state"] == "up")
+    with pytest.raises(grpc.aio.AioRpcError, match="there is no Host h3"):
+        await admin.Revoke(pb.RevokeRequest(host="h3"), timeout=DEADLINE)
+
+
 async def test_a_forged_certificate_does_not_come_in(made: Cluster) -> None:
     controller = await made.start()
     other, _ = ca.Authority.create(datetime.now(UTC))

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
 from controller.model import Endpoint, HostState, Kind
-from controller.service.keys import ADDRESS
-from controller.service.state import State
+from controller.service.keys import ADDRESS, encode_object, object_key
+from controller.service.state import State, alive_key
+from controller.store.base import Compare, Op, Put, Store, TxnResult
 from tests.agents import FakeAgent
 from tests.unit.controller.cluster import BLUE, Cluster, cluster, eventually
 
 IN_BLUE = {"network": "blue"}
+HOST_KEY = object_key((Kind.HOST, "h1"))
 
 
 @pytest.fixture
@@ -28,6 +32,19 @@ async def made(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 def endpoints(state: State) -> dict[str, Endpoint]:
     return {name: item for name, item in state.view.objects[Kind.ENDPOINT].items() if isinstance(item, Endpoint)}
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, store: Store, when: Callable[[Put], bool], op: Op) -> None:
+    """Let somebody else do `op` just before the next transaction with such a Put."""
+    real = store.txn
+
+    async def txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op] = ()) -> TxnResult:
+        if any(isinstance(mine, Put) and when(mine) for mine in then):
+            monkeypatch.setattr(store, "txn", real)
+            await real([], [op])
+        return await real(compares, then, orelse)
+
+    monkeypatch.setattr(store, "txn", txn)
 
 
 async def test_a_port_becomes_an_endpoint_that_its_peers_learn(made: Cluster) -> None:
@@ -90,6 +107,25 @@ async def test_the_newest_report_of_a_name_wins_and_the_old_host_does_not_take_i
         await h1.observe({"web0": IN_BLUE, "stays": IN_BLUE}, full=True)
         assert "has moved to host h2" in await h1.until(lambda agent: agent.refused.get("web0"))
         assert h1.known["Endpoint", "web0"]["host"] == "h2"
+        await h1.observe({}, gone=["web0"])
+        await h1.observe({"web0": IN_BLUE})
+        await h1.endpoint("web0", host="h1")
+
+
+async def test_an_endpoint_that_was_deleted_does_not_go_back_to_where_it_was_left(made: Cluster) -> None:
+    controller = await made.start()
+    await made.apply(controller, BLUE)
+    async with made.agent(controller, "h1") as h1, made.agent(controller, "h2") as h2:
+        await h1.observe({"web0": IN_BLUE, "stays": IN_BLUE}, full=True)
+        await h1.endpoint("web0", host="h1")
+        await h2.observe({"web0": IN_BLUE}, full=True)
+        await h1.endpoint("web0", host="h2")
+        await h2.observe({}, gone=["web0"])
+        await h1.until(lambda agent: ("Endpoint", "web0") not in agent.known)
+        await h1.observe({"web0": IN_BLUE, "late": IN_BLUE})
+        assert "moved to another host and is gone" in await h1.until(lambda agent: agent.refused.get("web0"))
+        await h1.endpoint("late")
+        assert ("Endpoint", "web0") not in h1.known
         await h1.observe({}, gone=["web0"])
         await h1.observe({"web0": IN_BLUE})
         await h1.endpoint("web0", host="h1")
@@ -178,6 +214,35 @@ async def test_a_host_that_is_not_heard_is_lost_and_comes_back(made: Cluster) ->
             await again.observe({"a": IN_BLUE}, full=True)
             await h2.until(lambda agent: agent.known["Host", "h1"]["state"] == "up")
             assert h2.known["Host", "h1"]["epoch"] == 2 and h2.known["Endpoint", "a"]["ips"] == ips
+
+
+async def test_a_host_that_comes_back_while_it_is_marked_lost_is_up(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = await made.start()
+    async with made.agent(controller, "h1") as h1:
+        await h1.until(lambda agent: ("Host", "h1") in agent.known)
+    host = controller.state.host("h1")
+    assert host is not None and host.state is HostState.UP
+    mark = Put(HOST_KEY, encode_object(replace(host, state=HostState.LOST)))
+    alive = controller.state.find(alive_key("h1"))
+    assert alive is not None
+    meanwhile(monkeypatch, made.store, lambda put: put.key == alive.key and put.lease != alive.lease, mark)
+    async with made.agent(controller, "h1") as h1:
+        await h1.until(lambda agent: agent.known.get(("Host", "h1"), {}).get("state") == "up")
+        assert h1.known["Host", "h1"]["epoch"] == 2
+
+
+async def test_capabilities_are_written_though_the_host_changed_meanwhile(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = await made.start()
+    async with made.agent(controller, "h1") as h1:
+        await h1.until(lambda agent: ("Host", "h1") in agent.known)
+        again = Put(HOST_KEY, json.dumps(h1.known["Host", "h1"]).encode())
+        meanwhile(monkeypatch, made.store, lambda put: put.key == HOST_KEY, again)
+        await h1.beat(capabilities='{"cores": 7}')
+        await h1.until(lambda agent: agent.known["Host", "h1"]["capabilities"].get("cores") == 7)
 
 
 async def test_a_newer_session_of_a_host_fences_the_older_one(made: Cluster) -> None:

@@ -225,7 +225,7 @@ async def test_a_closed_store(path: Path) -> None:
     store = SqliteStore(path)
     waiting = asyncio.create_task(anext(store.watch("", 2)))
     written = [asyncio.create_task(put(store, f"k{index}")) for index in range(50)]
-    await asyncio.sleep(0)
+    assert not (await asyncio.wait([waiting], timeout=0))[0]
     await store.close()
     await store.close()
     # What was asked for before is done.
