@@ -213,16 +213,50 @@ static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_fra
     }
 }
 
-/* The virtio-net header, section 5.1.6. */
+/*
+ * The virtio-net header, section 5.1.6. A buffer comes back with the header of last time,
+ * mostly the same again: where it is, it is not written, so that its cache line, which need
+ * not hold anything else, stays with both sides.
+ */
 static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t num_buffers,
                                  const struct ff_frame *f) {
-    memset(p, 0, 10);
-    if (vq->hdr_len == 12) {
-        p[10] = (uint8_t)num_buffers;
-        p[11] = (uint8_t)(num_buffers >> 8);
+    typedef uint64_t __attribute__((aligned(1), may_alias)) word64;
+    typedef uint32_t __attribute__((aligned(1), may_alias)) word32;
+    typedef uint16_t __attribute__((aligned(1), may_alias)) word16;
+
+    if (*(volatile word64 *)p != 0)
+        *(word64 *)p = 0;
+    if (likely(vq->hdr_len == 12)) {
+        uint32_t last = (uint32_t)num_buffers << 16;
+
+        if (*(volatile word32 *)(p + 8) != last)
+            *(word32 *)(p + 8) = last;
+    } else {
+        *(word16 *)(p + 8) = 0;
     }
     if (unlikely(f->offload.what != 0))
         ff_offload_write(p, f, vq->offloads);
+}
+
+/* Fetches what a frame's buffer is going to be written to. NULL does not hurt. */
+static inline void ff_prefetch_write(const struct ff_vring *vq, const uint8_t *buf) {
+    uintptr_t p = (uintptr_t)buf;
+
+    if ((p + vq->hdr_len) % RTE_CACHE_LINE_SIZE == 0)
+        __builtin_prefetch((const void *)p, 0);
+    else
+        __builtin_prefetch((const void *)p, 1);
+    __builtin_prefetch((const void *)(p + RTE_CACHE_LINE_SIZE), 1);
+}
+
+/* The same for the headers of a frame of `len` bytes, that of virtio-net included. */
+static inline void ff_prefetch_read(const struct ff_vring *vq, const uint8_t *buf, uint32_t len) {
+    uintptr_t p = (uintptr_t)buf;
+
+    if (vq->offloads != 0)
+        rte_prefetch0((const void *)p);
+    rte_prefetch0((const void *)(p + vq->hdr_len));
+    rte_prefetch0((const void *)(p + RTE_MIN(len, vq->hdr_len + FF_HEAD_COPY) - 1));
 }
 
 /* Writes a whole frame to one buffer that holds it. */

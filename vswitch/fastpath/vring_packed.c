@@ -192,8 +192,7 @@ unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff
             n = single;
             break;
         }
-        rte_prefetch0(buf[single]);
-        rte_prefetch0(buf[single] + 64);
+        ff_prefetch_read(vq, buf[single], d->len);
         single++;
         spot_move(&ahead, 1, vq->size);
     }
@@ -281,8 +280,7 @@ static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames
         buf[single] = ff_mem_at(vq->mem, d->addr, d->len);
         if (buf[single] == NULL)
             break;
-        __builtin_prefetch(buf[single], 1);
-        __builtin_prefetch(buf[single] + 64, 1);
+        ff_prefetch_write(vq, buf[single]);
         single++;
         spot_move(at, 1, vq->size);
     }
