@@ -133,7 +133,7 @@ static inline void read_put(struct ff_vring *vq, const struct buffer *b, unsigne
         used_put(vq, b[i].id, 0, 1);
 }
 
-/* The same for one chain more. */
+/* The same for one chain more, of `count` descriptors. */
 static void chain_put(struct ff_vring *vq, uint16_t id, uint16_t count) {
     if (!vq->in_order || vq->taken == 0) {
         used_put(vq, id, 0, count);
