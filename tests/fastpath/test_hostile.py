@@ -90,6 +90,24 @@ def test_a_position_told_before_the_ring_starts(switch: Switch) -> None:
     assert "transmit queue 0 stopped: descriptor-index" in switch.fp.port_info(bad.id).reason
 
 
+@pytest.mark.parametrize("part, off", [("desc", 8), ("avail", 1), ("used", 2)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_ring_that_is_not_aligned(switch: Switch, packed: bool, part: str, off: int) -> None:
+    class Crooked(FrontEnd):
+        def _make_rings(self) -> None:
+            super()._make_rings()
+            ring = self.vrings[1].ring
+            ring.address = ring.address._replace(**{part: getattr(ring.address, part) + off})
+
+    path = switch.run_dir / "bad"
+    front = Crooked(path, packed=packed)
+    bad = switch.add_config(PortConfig("bad", socket=str(path)))
+    bad.front = front
+    front.connect()
+    switch.wait_state(bad, PortState.LOST)
+    assert "transmit queue 0 stopped: buffer-address" in switch.fp.port_info(bad.id).reason
+
+
 def test_chains_that_fill_a_burst(switch: Switch) -> None:
     """Two chains of all the pieces that a burst may have, and plain frames behind them."""
     pieces, size = 1024, 150

@@ -346,6 +346,7 @@ class FrontEnd:
         header_len = 12 if self.features & (Feature.MRG_RXBUF | Feature.VERSION_1) else 10
         indirect = INDIRECT_LEN if Feature.INDIRECT_DESC in self.features else 0
         packed = Feature.RING_PACKED in self.features
+        in_order = Feature.IN_ORDER in self.features
         event_idx = Feature.EVENT_IDX in self.features
         overhead = DESC_LEN * (2 + indirect)  # of a descriptor: in the ring, in both index areas, in its table
         pair = (self.rx_ring + self.tx_ring) * overhead + self.tx_buffers * self.segment + 4096
@@ -353,7 +354,7 @@ class FrontEnd:
         memory = self.memory = SharedMemory(pair * self.queues)
         for _ in range(self.queues):
             rx, tx = (
-                PackedRing(memory, size, indirect) if packed else SplitRing(memory, size, indirect, event_idx)
+                PackedRing(memory, size, indirect, in_order) if packed else SplitRing(memory, size, indirect, event_idx)
                 for size in (self.rx_ring, self.tx_ring)
             )
             mergeable = Feature.MRG_RXBUF in self.features

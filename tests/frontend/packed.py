@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
+from itertools import takewhile
+from operator import ne
 
 from tests.frontend.memory import SharedMemory, guest, user
 from tests.frontend.protocol import FrontEndError
@@ -18,10 +21,11 @@ WRAP = 0x8000
 
 
 class PackedRing(Ring):
-    """2.8: one ring of descriptors that driver and device both write."""
+    """2.8: one ring of descriptors that driver and device both write. in_order: VIRTIO_F_IN_ORDER was negotiated."""
 
-    def __init__(self, memory: SharedMemory, size: int, indirect: int = 0) -> None:
+    def __init__(self, memory: SharedMemory, size: int, indirect: int = 0, in_order: bool = False) -> None:
         super().__init__(memory, size, indirect)
+        self._in_order = in_order
         self.desc = memory.alloc(DESC_LEN * size, 16)
         driver = memory.alloc(4, 4)
         device = memory.alloc(4, 4)
@@ -72,17 +76,23 @@ class PackedRing(Ring):
             if bool(bits & F_AVAIL) != bool(self._used_wrap) or bool(bits & F_USED) != bool(self._used_wrap):
                 break
             ident, length = self.desc16[8 * self._used + 6], self.desc32[4 * self._used + 2]
-            n = self._chains.pop(ident, None)
-            if n is None:
+            if ident not in self._chains:
                 raise FrontEndError(f"used descriptor {self._used}: {ident} is no buffer of ours")
-            self._free_ids.append(ident)
-            self.free += n
-            self._used += n
-            if self._used >= self.size:
-                self._used, self._used_wrap = self._used - self.size, self._used_wrap ^ 1
+            # 2.8.8: in order, one used descriptor may stand for all up to its own; those before it were read only.
+            before = [*takewhile(partial(ne, ident), self._chains)] if self._in_order else []
             # 2.8.6: WRITE is set in a used descriptor exactly when length is valid.
-            done.append((ident, length if bits & F_WRITE else 0))
+            done += [(other, 0) for other in before] + [(ident, length if bits & F_WRITE else 0)]
+            for other in (*before, ident):
+                self._take_back(other)
         return done
+
+    def _take_back(self, ident: int) -> None:
+        n = self._chains.pop(ident)
+        self._free_ids.append(ident)
+        self.free += n
+        self._used += n
+        if self._used >= self.size:
+            self._used, self._used_wrap = self._used - self.size, self._used_wrap ^ 1
 
     def wants_kick(self) -> bool:
         fence()

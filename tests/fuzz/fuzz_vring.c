@@ -235,8 +235,7 @@ static void give_back(struct guest *g, unsigned int taken) {
         check_called(g, false);
         return;
     }
-    for (unsigned int i = 0; i < taken; i++)
-        guest_take_used(g, 0);
+    guest_take_read(g, taken);
     guest_check_idle(g);
     check_called(g, taken > 0 && guest_wants_call(g, slot, wrap));
 }

@@ -76,6 +76,7 @@ void guest_reset(struct guest *g, struct input *in) {
         .packed = flags & 1,
         .mergeable = flags & 2,
         .event_idx = flags & 4,
+        .in_order = flags & 128,
         .hdr_len = flags & 8 ? 12 : 10,
         .offloads = flags & 64 ? FF_OFF_CSUM | FF_OFF_TSO | FF_OFF_ECN : 0,
         .call_fd = call_fd,
@@ -266,35 +267,60 @@ void guest_post(struct guest *g, struct input *in) {
 
 /* ---- taking back ---- */
 
+/* The used descriptor that stands next is of the chain with that id. */
+static void check_used(const struct guest *g, uint16_t id, uint32_t len) {
+    const struct vring_packed_desc *d = &g->vq.packed_desc[g->used];
+    uint16_t both = g->used_wrap ? AVAIL_BIT | USED_BIT : 0;
+
+    CHECK((d->flags & (AVAIL_BIT | USED_BIT)) == both);
+    CHECK(d->id == id);
+    CHECK(len == 0 || d->len == len);
+    CHECK(!!(d->flags & VRING_DESC_F_WRITE) == (len > 0));
+}
+
+static void chain_gone(struct guest *g) {
+    uint16_t slots = guest_chain(g, 0)->slots;
+
+    if (g->vq.packed) {
+        g->used = (uint16_t)(g->used + slots);
+        if (g->used >= g->vq.size) {
+            g->used = (uint16_t)(g->used - g->vq.size);
+            g->used_wrap = !g->used_wrap;
+        }
+    } else {
+        g->used++;
+    }
+    g->slots_out = (uint16_t)(g->slots_out - slots);
+    g->first_chain = (g->first_chain + 1) % RING_MAX;
+    g->n_chains--;
+}
+
 void guest_take_used(struct guest *g, uint32_t len) {
     const struct chain *c = guest_chain(g, 0);
     struct ff_vring *vq = &g->vq;
 
     CHECK(g->n_chains > 0);
     if (vq->packed) {
-        const struct vring_packed_desc *d = &vq->packed_desc[g->used];
-        uint16_t both = g->used_wrap ? AVAIL_BIT | USED_BIT : 0;
-
-        CHECK((d->flags & (AVAIL_BIT | USED_BIT)) == both);
-        CHECK(d->id == c->id);
-        CHECK(len == 0 || d->len == len);
-        CHECK(!!(d->flags & VRING_DESC_F_WRITE) == (len > 0));
-        g->used = (uint16_t)(g->used + c->slots);
-        if (g->used >= vq->size) {
-            g->used = (uint16_t)(g->used - vq->size);
-            g->used_wrap = !g->used_wrap;
-        }
+        check_used(g, c->id, len);
     } else {
         const struct vring_used_elem *e = &vq->used->ring[g->used & (vq->size - 1u)];
 
         CHECK(vq->used->idx != g->used);
         CHECK(e->id == c->id);
         CHECK(e->len == len);
-        g->used++;
     }
-    g->slots_out = (uint16_t)(g->slots_out - c->slots);
-    g->first_chain = (g->first_chain + 1) % RING_MAX;
-    g->n_chains--;
+    chain_gone(g);
+}
+
+void guest_take_read(struct guest *g, unsigned int n) {
+    CHECK(g->n_chains >= n);
+    if (g->vq.packed && g->vq.in_order && n > 0) {
+        check_used(g, guest_chain(g, n - 1)->id, 0);
+        for (; n > 0; n--)
+            chain_gone(g);
+    }
+    for (; n > 0; n--)
+        guest_take_used(g, 0);
 }
 
 void guest_check_idle(const struct guest *g) {

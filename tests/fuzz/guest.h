@@ -57,6 +57,8 @@ void guest_post(struct guest *g, struct input *in);
 const struct chain *guest_chain(const struct guest *g, unsigned int i);
 /* The oldest chain must be used next, with `len` bytes written; its slots are free again. */
 void guest_take_used(struct guest *g, uint32_t len);
+/* The same for the n oldest chains, given back together, which were only read. */
+void guest_take_read(struct guest *g, unsigned int n);
 /* Nothing else must be used. */
 void guest_check_idle(const struct guest *g);
 /* Copies `len` bytes of a chain, from byte `skip` on. */

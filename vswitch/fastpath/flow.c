@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 
 #include <rte_branch_prediction.h>
@@ -16,6 +17,7 @@
 
 static_assert(sizeof(struct ff_key) == FF_KEY_WORDS * sizeof(uint64_t), "a key is one cache line");
 static_assert(sizeof(struct ff_flow) == 128, "a flow is two cache lines");
+static_assert(offsetof(struct ff_flow, key[6]) == RTE_CACHE_LINE_SIZE, "six words in the first");
 
 /* The masks in the order in which they are tried. Immutable once published. */
 struct mask_list {
@@ -24,8 +26,8 @@ struct mask_list {
 };
 
 static struct mask_list *_Atomic masks;
-static struct ff_flow *chunks[FF_FLOW_CHUNKS];
-static unsigned int n_chunks;
+static struct ff_flow *table; /* [FF_MAX_FLOWS] */
+static uint32_t n_table;      /* of them ever used */
 static struct ff_flow *free_flows;
 /* Deleted, still seen by workers until token; oldest first. */
 static struct ff_flow *limbo, **limbo_tail = &limbo;
@@ -43,6 +45,14 @@ int ff_flow_table_init(void) {
         ff_hash_secret[i] |= 1;
     }
     atomic_store(&masks, m);
+    table = ff_huge_map(FF_MAX_FLOWS * sizeof(*table));
+    if (table == NULL)
+        return -ENOMEM;
+    for (unsigned int w = 0; w < ff.n_workers; w++) {
+        ff.workers[w]->flow_counts = ff_huge_map(FF_MAX_FLOWS * sizeof(struct ff_flow_count));
+        if (ff.workers[w]->flow_counts == NULL)
+            return -ENOMEM;
+    }
     return 0;
 }
 
@@ -52,14 +62,15 @@ void ff_flow_table_fini(void) {
     for (unsigned int i = 0; m != NULL && i < m->n; i++)
         ff_subtable_free(m->t[i]);
     free(m);
-    for (unsigned int c = 0; c < n_chunks; c++) {
-        for (unsigned int i = 0; i < FF_FLOW_CHUNK; i++)
-            free(atomic_load(&chunks[c][i].actions));
-        free(chunks[c]);
-        for (unsigned int w = 0; w < ff.n_workers; w++)
-            free(ff.workers[w]->flow_counts[c]);
-    }
-    n_chunks = 0;
+    for (uint32_t i = 0; i < n_table; i++)
+        free(atomic_load(&table[i].actions));
+    if (table != NULL)
+        (void)munmap(table, FF_MAX_FLOWS * sizeof(*table));
+    for (unsigned int w = 0; w < ff.n_workers; w++)
+        if (ff.workers[w]->flow_counts != NULL)
+            (void)munmap(ff.workers[w]->flow_counts, FF_MAX_FLOWS * sizeof(struct ff_flow_count));
+    table = NULL;
+    n_table = 0;
     free_flows = limbo = NULL;
     limbo_tail = &limbo;
     slots_used = 0;
@@ -67,33 +78,26 @@ void ff_flow_table_fini(void) {
 
 /* ---- storage ---- */
 
-static int chunk_add(void) {
-    struct ff_flow *flows;
+void *ff_huge_map(size_t size) {
+    const size_t huge = 2u << 20, all = size + huge;
+    uint8_t *p =
+        mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t before;
 
-    if (n_chunks == FF_FLOW_CHUNKS)
-        return -ENOSPC;
-    flows = aligned_alloc(64, FF_FLOW_CHUNK * sizeof(*flows));
-    if (flows == NULL)
-        return -ENOMEM;
-    for (unsigned int w = 0; w < ff.n_workers; w++) {
-        struct ff_flow_count **c = &ff.workers[w]->flow_counts[n_chunks];
+    if (p == MAP_FAILED)
+        return NULL;
+    before = -(uintptr_t)p % huge;
+    if (before > 0)
+        (void)munmap(p, before);
+    (void)munmap(p + before + size, huge - before);
+    (void)madvise(p + before, size, MADV_HUGEPAGE); /* only advice */
+    return p + before;
+}
 
-        if (*c == NULL)
-            *c = calloc(FF_FLOW_CHUNK, sizeof(**c));
-        if (*c == NULL) {
-            free(flows);
-            return -ENOMEM;
-        }
-    }
-    memset(flows, 0, FF_FLOW_CHUNK * sizeof(*flows));
-    for (unsigned int i = FF_FLOW_CHUNK; i-- > 0;) {
-        flows[i].index = n_chunks * FF_FLOW_CHUNK + i;
-        flows[i].generation = 1;
-        flows[i].next_free = free_flows;
-        free_flows = &flows[i];
-    }
-    chunks[n_chunks++] = flows;
-    return 0;
+/* Zeroes its counters; workers find the memory there and need not wait for it. */
+static void counts_clear(const struct ff_flow *f) {
+    for (unsigned int w = 0; w < ff.n_workers; w++)
+        ff.workers[w]->flow_counts[f->index] = (struct ff_flow_count){0};
 }
 
 /* Workers have let go of the flows in limbo: take them back. */
@@ -102,9 +106,7 @@ static void limbo_empty(void) {
         return;
     for (struct ff_flow *f = limbo; f != NULL; f = f->next_free) {
         free(atomic_exchange(&f->actions, NULL));
-        for (unsigned int w = 0; w < ff.n_workers; w++)
-            ff.workers[w]->flow_counts[f->index / FF_FLOW_CHUNK][f->index % FF_FLOW_CHUNK] =
-                (struct ff_flow_count){0};
+        counts_clear(f);
     }
     *limbo_tail = free_flows;
     free_flows = limbo;
@@ -112,18 +114,23 @@ static void limbo_empty(void) {
     limbo_tail = &limbo;
 }
 
-static struct ff_flow *flow_alloc(int *rc) {
+/* NULL: the table is full. */
+static struct ff_flow *flow_alloc(void) {
     struct ff_flow *f;
 
     if (free_flows == NULL)
         limbo_empty();
-    if (free_flows == NULL) {
-        *rc = chunk_add();
-        if (*rc)
-            return NULL;
-    }
     f = free_flows;
-    free_flows = f->next_free;
+    if (f != NULL) {
+        free_flows = f->next_free;
+        return f;
+    }
+    if (n_table == FF_MAX_FLOWS)
+        return NULL;
+    f = &table[n_table];
+    f->index = n_table++;
+    f->generation = 1;
+    counts_clear(f);
     return f;
 }
 
@@ -131,9 +138,9 @@ static struct ff_flow *flow_by_id(uint64_t id) {
     uint32_t index = (uint32_t)id;
     struct ff_flow *f;
 
-    if (index / FF_FLOW_CHUNK >= n_chunks)
+    if (index >= n_table)
         return NULL;
-    f = &chunks[index / FF_FLOW_CHUNK][index % FF_FLOW_CHUNK];
+    f = &table[index];
     return f->generation == id >> 32 && f->table != NULL ? f : NULL;
 }
 
@@ -240,16 +247,20 @@ static int flow_add(const struct ff_flow_spec *spec, uint64_t *id) {
     }
     hash = ff_subtable_hash(t, key);
     f = ff_subtable_find(t, hash, key);
-    if (f != NULL) {
+    if (f != NULL) { /* between the two a worker does the old or the new, whichever it looks at */
+        atomic_store_explicit(&f->only, actions->only, memory_order_relaxed);
         ff_retire(atomic_exchange_explicit(&f->actions, actions, memory_order_acq_rel));
         *id = ff_flow_id(f);
         return 0;
     }
-    f = flow_alloc(&rc);
+    f = flow_alloc();
+    rc = -ENOSPC;
     if (f != NULL) {
-        memcpy(f->key, key, sizeof(key));
+        for (unsigned int i = 0; i < t->n_words; i++)
+            f->key[i] = key[t->word[i]];
         f->hash = hash;
         f->table = t;
+        atomic_store_explicit(&f->only, actions->only, memory_order_relaxed);
         atomic_store_explicit(&f->actions, actions, memory_order_relaxed);
         rc = ff_subtable_insert(t, f);
         if (rc == 0) {
@@ -318,8 +329,7 @@ int ff_flow_stats_many(const uint64_t *ids, int n, struct ff_flow_stats *stats) 
             continue;
         known++;
         for (unsigned int w = 0; w < ff.n_workers; w++) {
-            const volatile struct ff_flow_count *c =
-                &ff.workers[w]->flow_counts[f->index / FF_FLOW_CHUNK][f->index % FF_FLOW_CHUNK];
+            const volatile struct ff_flow_count *c = &ff.workers[w]->flow_counts[f->index];
 
             stats[i].packets += c->packets;
             stats[i].bytes += c->bytes;
@@ -350,11 +360,13 @@ uint64_t ff_flow_lookup(const struct ff_key *key) {
 
 /*
  * One mask over the keys named in todo[]: hash all, then look at all buckets,
- * then at all flows, so that the cache misses of a burst overlap. Keeps in
- * todo[] what was not found and returns how many these are.
+ * then at all flows, so that the cache misses of a burst overlap; the counters are
+ * on their way afterwards. Keeps in todo[] what was not found and returns how many
+ * these are.
  */
-static unsigned int subtable_burst(const struct ff_subtable *t, const struct ff_key *keys,
-                                   uint8_t *todo, unsigned int n, struct ff_flow **flows) {
+static unsigned int subtable_burst(const struct ff_worker *w, const struct ff_subtable *t,
+                                   const struct ff_key *keys, uint8_t *todo, unsigned int n,
+                                   struct ff_flow **flows) {
     const struct ff_view *v = atomic_load_explicit(&t->view, memory_order_acquire);
     uint32_t hash[FF_BURST];
     unsigned int left = 0;
@@ -374,12 +386,15 @@ static unsigned int subtable_burst(const struct ff_subtable *t, const struct ff_
         const uint64_t *key = (const uint64_t *)(const void *)&keys[todo[i]];
         struct ff_flow *f = flows[todo[i]];
 
-        if (likely(f != NULL && ff_flow_matches(f, t, key)))
-            continue;
-        f = ff_subtable_find(t, hash[i], key);
-        flows[todo[i]] = f;
-        if (f == NULL)
-            todo[left++] = todo[i];
+        if (unlikely(f == NULL || !ff_flow_matches(f, t, key))) {
+            f = ff_subtable_find(t, hash[i], key);
+            flows[todo[i]] = f;
+            if (f == NULL) {
+                todo[left++] = todo[i];
+                continue;
+            }
+        }
+        __builtin_prefetch(&w->flow_counts[f->index], 1);
     }
     return left;
 }
@@ -393,8 +408,8 @@ static inline bool same_key(const struct ff_key *a, const struct ff_key *b) {
     return diff == 0;
 }
 
-void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_flow **flows,
-                          uint64_t *mask_hits) {
+void ff_flow_lookup_burst(struct ff_worker *w, const struct ff_key *keys, unsigned int n,
+                          struct ff_flow **flows) {
     const struct mask_list *m = atomic_load_explicit(&masks, memory_order_acquire);
     uint8_t todo[FF_BURST];
     unsigned int different = 0;
@@ -409,9 +424,9 @@ void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_f
             todo[different++] = (uint8_t)i;
     }
     for (unsigned int i = 0, left = different; i < m->n && left > 0; i++) {
-        unsigned int missed = subtable_burst(m->t[i], keys, todo, left, flows);
+        unsigned int missed = subtable_burst(w, m->t[i], keys, todo, left, flows);
 
-        mask_hits[m->t[i]->slot] += left - missed;
+        w->mask_hits[m->t[i]->slot] += left - missed;
         left = missed;
     }
     for (; again != 0; again &= again - 1) {

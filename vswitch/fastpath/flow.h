@@ -15,8 +15,7 @@
 #include "ff.h"
 
 #define FF_KEY_WORDS 8u
-#define FF_FLOW_CHUNK 4096u
-#define FF_FLOW_CHUNKS 512u /* 2 M flows */
+#define FF_MAX_FLOWS (2u << 20)
 
 /* Actions as workers execute them: mirrors first, outputs counted. Immutable. */
 struct ff_actions {
@@ -29,10 +28,15 @@ struct ff_actions {
 
 struct ff_subtable;
 
+/*
+ * A packet of a flow whose mask covers up to six words reads the first cache line of the
+ * flow and writes one of the worker's counters, and that is all.
+ */
 struct ff_flow {
-    uint64_t key[FF_KEY_WORDS]; /* masked */
+    _Atomic int32_t only; /* actions->only: what most flows do, without looking there */
+    uint32_t index;       /* of the counters */
     struct ff_actions *_Atomic actions;
-    uint32_t index; /* of the counters */
+    uint64_t key[FF_KEY_WORDS]; /* the words of the key that the mask covers, masked, in order */
     uint32_t generation;
     uint32_t hash;
     struct ff_subtable *table;
@@ -42,7 +46,7 @@ struct ff_flow {
 /* A worker's counters of one flow. */
 struct ff_flow_count {
     uint64_t packets, bytes, last_s;
-};
+} __rte_aligned(32);
 
 /* Checks and compiles an action list; NULL with -errno in *rc. Free with free(). */
 struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, int *rc);
@@ -50,12 +54,19 @@ struct ff_actions *ff_actions_compile(const struct ff_action *list, uint32_t n, 
 int ff_flow_table_init(void);
 void ff_flow_table_fini(void);
 
+struct ff_worker;
+
 /*
- * flows[i] for keys[i], NULL when missed; n <= FF_BURST. For workers.
- * mask_hits[FF_MAX_MASKS] counts where packets are found, so that the masks
- * that find most are tried first.
+ * flows[i] for keys[i], NULL when missed; n <= FF_BURST. Counts in w->mask_hits where packets
+ * are found, so that the masks that find most are tried first.
  */
-void ff_flow_lookup_burst(const struct ff_key *keys, unsigned int n, struct ff_flow **flows,
-                          uint64_t *mask_hits);
+void ff_flow_lookup_burst(struct ff_worker *w, const struct ff_key *keys, unsigned int n,
+                          struct ff_flow **flows);
+
+/*
+ * `size` bytes of zeros at a border of 2 MB, in pages of 2 MB where the kernel gives them, else
+ * NULL. Takes memory as it is written to. Free with munmap.
+ */
+void *ff_huge_map(size_t size);
 
 #endif

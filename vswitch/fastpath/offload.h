@@ -56,10 +56,13 @@ struct ff_offload ff_offload_parse(const uint8_t *header, uint64_t first, uint8_
  */
 static inline struct ff_offload ff_offload_read(const uint8_t *header, uint8_t allowed) {
     typedef uint64_t __attribute__((aligned(1), may_alias)) word;
-    uint64_t first = *(const volatile word *)header;
+    uint64_t first;
 
-    if (__builtin_expect((uint16_t)first != 0 && allowed != 0, 0))
-        return ff_offload_parse(header, first, allowed);
+    if (allowed != 0) { /* else the cache line that it lies in is not even touched */
+        first = *(const volatile word *)header;
+        if (__builtin_expect((uint16_t)first != 0, 0))
+            return ff_offload_parse(header, first, allowed);
+    }
     return (struct ff_offload){0};
 }
 

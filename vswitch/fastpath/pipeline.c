@@ -83,7 +83,7 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_PARSE);
     if (unlikely(n == 0))
         return;
-    ff_flow_lookup_burst(keys, n, flows, w->mask_hits);
+    ff_flow_lookup_burst(w, keys, n, flows);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_LOOKUP);
     for (unsigned int i = 0; i < n; i++) {
         struct ff_flow *flow = flows[i];
@@ -110,11 +110,14 @@ void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
         }
         w->stats.hits++;
         run_count(w, &run, flow, frames[i].len);
+        if (likely(!trace) &&
+            likely(ff_output_only(w, atomic_load_explicit(&flow->only, memory_order_relaxed),
+                                  &frames[i])))
+            continue;
         actions = atomic_load_explicit(&flow->actions, memory_order_acquire);
-        if (unlikely(trace))
+        if (trace)
             ff_tap_trace(w, port, &frames[i], 0, ff_flow_id(flow), actions);
-        if (unlikely(!ff_output_only(w, actions->only, &frames[i])))
-            ff_execute(w, &frames[i], &keys[i], queue, actions);
+        ff_execute(w, &frames[i], &keys[i], queue, actions);
     }
     run_end(w, &run);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_ACTIONS);

@@ -72,7 +72,7 @@ static inline bool ff_flow_matches(const struct ff_flow *f, const struct ff_subt
     for (unsigned int i = 0; i < t->n_words; i++) {
         unsigned int w = t->word[i];
 
-        diff |= f->key[w] ^ (key[w] & t->mask[w]);
+        diff |= f->key[i] ^ (key[w] & t->mask[w]);
     }
     return diff == 0;
 }

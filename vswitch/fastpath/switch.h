@@ -163,7 +163,7 @@ struct ff_worker {
     struct ff_port_stats *port_stats; /* [FF_MAX_PORTS] */
     struct ff_worker_stats stats;
     struct ff_sample sample;
-    struct ff_flow_count *flow_counts[FF_FLOW_CHUNKS];
+    struct ff_flow_count *flow_counts; /* [FF_MAX_FLOWS] */
     uint64_t mask_hits[FF_MAX_MASKS];
 
     struct ff_arena arena;
@@ -367,8 +367,7 @@ static inline void ff_drop(struct ff_worker *w, uint16_t port_id, unsigned int r
 
 static inline void ff_flow_counted(struct ff_worker *w, const struct ff_flow *flow,
                                    uint32_t packets, uint64_t bytes) {
-    struct ff_flow_count *c =
-        &w->flow_counts[flow->index / FF_FLOW_CHUNK][flow->index % FF_FLOW_CHUNK];
+    struct ff_flow_count *c = &w->flow_counts[flow->index];
 
     c->packets += packets;
     c->bytes += bytes;

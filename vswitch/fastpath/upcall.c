@@ -187,7 +187,7 @@ static void again(struct ff_worker *w, struct ff_parked_pkt *p) {
         ff_upcall_park(w, ahead, &frame, &key, queue);
         return;
     }
-    ff_flow_lookup_burst(&key, 1, &flow, w->mask_hits);
+    ff_flow_lookup_burst(w, &key, 1, &flow);
     if (flow == NULL) {
         w->stats.misses++;
         ff_upcall_raise(w, &frame, &key, queue);
@@ -216,7 +216,7 @@ static void do_verdict(struct ff_worker *w, const struct ff_command *cmd) {
     key = p->key;
     queue = p->queue;
     pkt_free(w, p);
-    ff_flow_lookup_burst(&key, 1, &flow, w->mask_hits);
+    ff_flow_lookup_burst(w, &key, 1, &flow);
     if (flow != NULL) /* the packet that made the flow is counted in it */
         ff_flow_counted(w, flow, 1, frame.len);
     ff_execute(w, &frame, &key, queue, cmd->actions);

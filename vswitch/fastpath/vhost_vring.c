@@ -100,6 +100,7 @@ bool ff_vhost_start(struct ff_vhost *d, unsigned int v) {
         .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
         .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
         .event_idx = d->features & 1ull << VIRTIO_RING_F_EVENT_IDX,
+        .in_order = d->features & 1ull << VIRTIO_F_IN_ORDER,
         .hdr_len =
             d->features & (1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_F_VERSION_1) ? 12 : 10,
         .offloads = is_transmit(v) ? ff_offload_host(d->features) : ff_offload_guest(d->features),

@@ -78,6 +78,10 @@ unsigned int ff_vring_check(const struct ff_vring *vq) {
         driver = sizeof(*vq->avail) + n * sizeof(vq->avail->ring[0]) + event;
         device = sizeof(*vq->used) + n * sizeof(vq->used->ring[0]) + event;
     }
+    /* sections 2.6 and 2.7: alignment, without which reads and writes are not of one piece */
+    if ((uintptr_t)vq->desc % 16 != 0 || (uintptr_t)vq->avail % (vq->packed ? 4 : 2) != 0 ||
+        (uintptr_t)vq->used % 4 != 0)
+        return FF_FAULT_ADDRESS;
     if (!in_memory(vq->mem, vq->desc, n * sizeof(*vq->desc)) ||
         !in_memory(vq->mem, vq->avail, driver) || !in_memory(vq->mem, vq->used, device))
         return FF_FAULT_ADDRESS;

@@ -14,6 +14,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include <rte_prefetch.h>
+
 #include "ff.h"
 #include "frame.h"
 #include "switch.h"
@@ -38,17 +40,18 @@ struct ff_vring {
     bool packed;
     bool mergeable;
     bool event_idx;
+    bool in_order;    /* packed: the driver uses buffers in the ring's order */
     uint8_t hdr_len;  /* of the virtio-net header: 10 or 12 */
     uint8_t offloads; /* union of FF_OFF_* that its headers may ask for */
     uint16_t size;    /* entries */
     /* split: indices that only ever grow; packed: positions, with wrap counters */
     uint16_t last_avail, last_used;
     bool avail_wrap, used_wrap;
-    uint16_t signalled;  /* last_used when the driver was last told, split with event_idx */
-    uint16_t taken;      /* chains in hand, not yet given back */
-    uint16_t held;       /* packed: slot of the first of them, */
-    uint16_t held_flags; /* and the flags that will give all of them back */
-    uint8_t fault;       /* enum ff_fault */
+    uint16_t signalled; /* last_used when the driver was last told, split with event_idx */
+    uint16_t taken;     /* chains in hand, not yet given back */
+    uint16_t held;      /* packed: slot of the first of them, */
+    uint64_t held_used; /* and what will stand there when all of them are given back */
+    uint8_t fault;      /* enum ff_fault */
     int call_fd;
     struct ff_waker kick; /* of transmit queues; the descriptor is our own */
     const struct ff_mem *mem;
@@ -115,6 +118,30 @@ static inline void ff_vring_fault(struct ff_vring *vq, unsigned int fault) {
 
 /* Interrupts the driver, when it has given a descriptor for that. */
 void ff_vring_call(const struct ff_vring *vq);
+
+/*
+ * Fetches what a frame is going to be written to. A header alone in its cache line is mostly
+ * not written: see ff_put_header. NULL does not hurt.
+ */
+static inline void ff_prefetch_write(const struct ff_vring *vq, const uint8_t *buf) {
+    uintptr_t p = (uintptr_t)buf;
+
+    if (likely((p + vq->hdr_len) % RTE_CACHE_LINE_SIZE == 0))
+        __builtin_prefetch((const void *)p, 0);
+    else
+        __builtin_prefetch((const void *)p, 1);
+    __builtin_prefetch((const void *)(p + RTE_CACHE_LINE_SIZE), 1);
+}
+
+/* Fetches the headers of a frame from a buffer of `len` bytes. */
+static inline void ff_prefetch_read(const struct ff_vring *vq, const uint8_t *buf, uint32_t len) {
+    uintptr_t p = (uintptr_t)buf;
+
+    if (unlikely(vq->offloads != 0)) /* else what is before the frame is not looked at */
+        rte_prefetch0((const void *)p);
+    rte_prefetch0((const void *)(p + vq->hdr_len));
+    rte_prefetch0((const void *)(p + RTE_MIN(len, vq->hdr_len + FF_HEAD_COPY) - 1));
+}
 
 /* The buffers of one chain, or of several for one frame, each checked to be mapped. */
 struct ff_chain {
@@ -213,13 +240,26 @@ static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_fra
     }
 }
 
-/* The virtio-net header, section 5.1.6. */
+/*
+ * The virtio-net header, section 5.1.6. A buffer comes back with the header of last time,
+ * mostly the same again: where it is, it is not written, so that its cache line, which need
+ * not hold anything else, stays with both sides.
+ */
 static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t num_buffers,
                                  const struct ff_frame *f) {
-    memset(p, 0, 10);
-    if (vq->hdr_len == 12) {
-        p[10] = (uint8_t)num_buffers;
-        p[11] = (uint8_t)(num_buffers >> 8);
+    typedef uint64_t __attribute__((aligned(1), may_alias)) word64;
+    typedef uint32_t __attribute__((aligned(1), may_alias)) word32;
+    typedef uint16_t __attribute__((aligned(1), may_alias)) word16;
+
+    if (*(volatile word64 *)p != 0)
+        *(word64 *)p = 0;
+    if (likely(vq->hdr_len == 12)) {
+        uint32_t last = (uint32_t)num_buffers << 16;
+
+        if (*(volatile word32 *)(p + 8) != last)
+            *(word32 *)(p + 8) = last;
+    } else {
+        *(word16 *)(p + 8) = 0;
     }
     if (unlikely(f->offload.what != 0))
         ff_offload_write(p, f, vq->offloads);

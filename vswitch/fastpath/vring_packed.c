@@ -8,7 +8,6 @@
 #include <emmintrin.h>
 
 #include <rte_atomic.h>
-#include <rte_prefetch.h>
 
 #include "vring.h"
 
@@ -16,6 +15,7 @@
 #define USED (1u << VRING_PACKED_DESC_F_USED)
 #define WRAP_BIT 0x8000u /* of an event's off_wrap, section 2.7.14 */
 #define HEADS_MAX 256u   /* chains for one frame */
+#define DESC_PER_LINE (RTE_CACHE_LINE_SIZE / sizeof(struct vring_packed_desc))
 
 static inline struct vring_packed_desc desc_read(const struct vring_packed_desc *table,
                                                  uint32_t i) {
@@ -70,29 +70,101 @@ static void notify(struct ff_vring *vq) {
         ff_vring_call(vq);
 }
 
-/* Writes the used descriptor of a chain of `count`; the first one's flags wait. */
-static inline void used_put(struct ff_vring *vq, uint16_t id, uint32_t len, uint16_t count) {
-    struct spot at = {vq->last_used, vq->used_wrap};
-    struct vring_packed_desc *d = &vq->packed_desc[at.slot];
-    uint16_t flags = at.wrap ? AVAIL | USED : 0;
+/*
+ * What a used descriptor says, as the eight bytes that it takes: len, id and flags. Its
+ * address is nobody's any more (section 2.7.4).
+ */
+static inline uint64_t used_word(uint16_t id, uint32_t len, bool wrap) {
+    uint64_t flags = wrap ? AVAIL | USED : 0;
 
     if (len > 0)
         flags |= VRING_DESC_F_WRITE;
-    d->id = id;
-    d->len = len;
-    if (vq->taken++ == 0) {
-        vq->held = at.slot;
-        vq->held_flags = flags;
-    } else {
-        __atomic_store_n(&d->flags, flags, __ATOMIC_RELEASE);
-    }
+    return len | (uint64_t)id << 32 | flags << 48;
+}
+
+static inline void used_store(struct ff_vring *vq, uint16_t slot, uint64_t used) {
+    typedef uint64_t __attribute__((may_alias)) word;
+
+    __atomic_store_n((word *)(void *)&vq->packed_desc[slot].len, used, __ATOMIC_RELEASE);
+}
+
+static inline void used_move(struct ff_vring *vq, uint16_t count) {
+    struct spot at = {vq->last_used, vq->used_wrap};
+
     spot_move(&at, count, vq->size);
     vq->last_used = at.slot;
     vq->used_wrap = at.wrap;
 }
 
+/* Writes the used descriptor of a chain of `count`; the first one waits. */
+static inline void used_put(struct ff_vring *vq, uint16_t id, uint32_t len, uint16_t count) {
+    uint64_t used = used_word(id, len, vq->used_wrap);
+
+    if (vq->taken++ == 0) {
+        vq->held = vq->last_used;
+        vq->held_used = used;
+    } else {
+        used_store(vq, vq->last_used, used);
+    }
+    used_move(vq, count);
+}
+
+/* A buffer that is the only one of its chain. */
+struct buffer {
+    uint8_t *p;
+    uint32_t len;
+    uint16_t id;
+};
+
+/*
+ * The same for n single buffers that were read only. To a driver that uses its buffers in
+ * order one used descriptor says enough, with the id of the last and where the first one
+ * stood (section 2.7.8): the lines of the others do not go back and forth.
+ */
+static inline void read_put(struct ff_vring *vq, const struct buffer *b, unsigned int n) {
+    if (likely(vq->in_order && n > 0)) {
+        vq->held = vq->last_used;
+        vq->held_used = used_word(b[n - 1].id, 0, vq->used_wrap);
+        vq->taken = (uint16_t)n;
+        used_move(vq, (uint16_t)n);
+        return;
+    }
+    for (unsigned int i = 0; i < n; i++)
+        used_put(vq, b[i].id, 0, 1);
+}
+
+/* The same for one chain more, of `count` descriptors. */
+static void chain_put(struct ff_vring *vq, uint16_t id, uint16_t count) {
+    if (!vq->in_order || vq->taken == 0) {
+        used_put(vq, id, 0, count);
+        return;
+    }
+    vq->taken++;
+    vq->held_used = (vq->held_used & ~(0xffffull << 32)) | (uint64_t)id << 32;
+    used_move(vq, count);
+}
+
+/*
+ * The same for n single buffers into which frames were written. From the last to the first,
+ * for which a driver that waits is looking, so that it meets each line once.
+ */
+static inline void written_put(struct ff_vring *vq, const struct buffer *b,
+                               const struct ff_frame *frames, unsigned int n) {
+    for (unsigned int i = n; i-- > 0;) {
+        struct spot at = {vq->last_used, vq->used_wrap};
+
+        spot_move(&at, (uint16_t)i, vq->size);
+        used_store(vq, at.slot, used_word(b[i].id, vq->hdr_len + frames[i].len, at.wrap));
+    }
+    used_move(vq, (uint16_t)n);
+}
+
+static void held_release(struct ff_vring *vq) {
+    used_store(vq, vq->held, vq->held_used);
+}
+
 void ff_packed_rx_done(struct ff_vring *vq) {
-    __atomic_store_n(&vq->packed_desc[vq->held].flags, vq->held_flags, __ATOMIC_RELEASE);
+    held_release(vq);
     notify(vq);
 }
 
@@ -145,14 +217,50 @@ static bool chain_read(struct ff_vring *vq, struct spot at, bool write, struct f
     }
 }
 
-static inline bool is_single(const struct vring_packed_desc *d, uint16_t flags, uint32_t min_len) {
-    return (d->flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) == flags &&
-           d->len >= min_len;
-}
-
 static inline void taken_from(struct ff_vring *vq, struct spot at) {
     vq->last_avail = at.slot;
     vq->avail_wrap = at.wrap;
+}
+
+/*
+ * Takes up to n single buffers, as long as they are available and hold a virtio-net header.
+ * What a descriptor says beside its address is read at one moment, and before that.
+ */
+static inline unsigned int buffers_take(struct ff_vring *vq, struct buffer *b, unsigned int n,
+                                        bool write) {
+    const uint16_t looked_at =
+        AVAIL | USED | VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE;
+    struct spot at = {vq->last_avail, vq->avail_wrap};
+    unsigned int i;
+
+    for (i = 0; i < n; i++) {
+        typedef uint64_t __attribute__((may_alias)) word;
+        const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
+        uint64_t rest = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
+        uint16_t want = (uint16_t)((at.wrap ? AVAIL : USED) | (write ? VRING_DESC_F_WRITE : 0));
+        uint32_t len = (uint32_t)rest;
+
+        if ((rest >> 48 & looked_at) != want || unlikely(len < vq->hdr_len))
+            break;
+        b[i].p = ff_mem_at(vq->mem, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), len);
+        if (unlikely(b[i].p == NULL)) /* a fault, once it is read as a chain */
+            break;
+        b[i].len = len;
+        b[i].id = (uint16_t)(rest >> 32);
+        if (write)
+            ff_prefetch_write(vq, b[i].p);
+        else
+            ff_prefetch_read(vq, b[i].p, len);
+        spot_move(&at, 1, vq->size);
+    }
+    return i;
+}
+
+static inline struct spot spot_behind(const struct ff_vring *vq, unsigned int n) {
+    struct spot at = {vq->last_avail, vq->avail_wrap};
+
+    spot_move(&at, (uint16_t)n, vq->size);
+    return at;
 }
 
 /* 0: taken, 1: no room left in the arena, -1: fault. */
@@ -174,40 +282,19 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
 
 unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                           unsigned int n) {
-    struct spot at = {vq->last_avail, vq->avail_wrap}, ahead = at;
-    struct vring_packed_desc desc[FF_BURST];
-    uint8_t *buf[FF_BURST];
-    unsigned int single = 0, i;
+    struct buffer b[FF_BURST];
+    unsigned int i, single = buffers_take(vq, b, n, false);
+    struct spot at = spot_behind(vq, single);
 
-    /* chains of one descriptor first: their buffers are on the way while we look further */
-    while (single < n && is_available(vq, ahead)) {
-        struct vring_packed_desc *d = &desc[single];
-
-        *d = desc_read(vq->packed_desc, ahead.slot);
-        if (!is_single(d, 0, vq->hdr_len))
-            break;
-        buf[single] = ff_mem_at(vq->mem, d->addr, d->len);
-        if (buf[single] == NULL) {
-            ff_vring_fault(vq, FF_FAULT_ADDRESS);
-            n = single;
-            break;
-        }
-        rte_prefetch0(buf[single]);
-        rte_prefetch0(buf[single] + 64);
-        single++;
-        spot_move(&ahead, 1, vq->size);
-    }
-    for (i = 0; i < single; i++) {
-        ff_frame_from_buffer(vq, &frames[i], arena, buf[i], desc[i].len);
-        used_put(vq, desc[i].id, 0, 1);
-    }
-    at = ahead;
+    for (i = 0; i < single; i++)
+        ff_frame_from_buffer(vq, &frames[i], arena, b[i].p, b[i].len);
+    read_put(vq, b, single);
     for (; i < n && is_available(vq, at); i++) {
         uint16_t id, count;
 
         if (rx_chain(vq, arena, at, &frames[i], &id, &count) != 0)
             break;
-        used_put(vq, id, 0, count);
+        chain_put(vq, id, count);
         spot_move(&at, count, vq->size);
     }
     taken_from(vq, at);
@@ -265,45 +352,34 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
     *at = from;
 }
 
-/* Frames that fit into chains of one descriptor; stops at the first that does not. */
+/* Frames that fit into single buffers; stops at the first that does not. */
 static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
-                              struct spot *at, struct ff_sent *sent) {
-    struct vring_packed_desc desc[FF_BURST];
-    uint8_t *buf[FF_BURST];
-    unsigned int single = 0;
+                              struct ff_sent *sent) {
+    struct buffer b[FF_BURST];
+    unsigned int i, single;
 
-    while (single < n && is_available(vq, *at)) {
-        struct vring_packed_desc *d = &desc[single];
-
-        *d = desc_read(vq->packed_desc, at->slot);
-        if (!is_single(d, VRING_DESC_F_WRITE, vq->hdr_len + frames[single].len))
-            break;
-        buf[single] = ff_mem_at(vq->mem, d->addr, d->len);
-        if (buf[single] == NULL)
-            break;
-        __builtin_prefetch(buf[single], 1);
-        __builtin_prefetch(buf[single] + 64, 1);
-        single++;
-        spot_move(at, 1, vq->size);
-    }
-    for (unsigned int i = 0; i < single; i++) {
-        ff_put_header(vq, buf[i], 1, &frames[i]);
-        ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
-        used_put(vq, desc[i].id, vq->hdr_len + frames[i].len, 1);
-        sent->packets++;
+    for (i = 0; i < n; i += DESC_PER_LINE)
+        __builtin_prefetch(&vq->packed_desc[spot_behind(vq, i).slot], 1);
+    single = buffers_take(vq, b, n, true);
+    for (i = 0; i < single && b[i].len >= vq->hdr_len + frames[i].len; i++) {
+        ff_put_header(vq, b[i].p, 1, &frames[i]);
+        ff_put_frame(b[i].p + vq->hdr_len, &frames[i]);
         sent->bytes += frames[i].len;
     }
-    return single;
+    written_put(vq, b, frames, i);
+    sent->packets += i;
+    return i;
 }
 
 struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                             uint32_t *too_long) {
-    struct spot at = {vq->last_avail, vq->avail_wrap};
     struct ff_sent sent = {0};
+    unsigned int i = tx_single(vq, frames, n, &sent);
+    struct spot at = spot_behind(vq, i);
     struct gather g;
 
     vq->taken = 0;
-    for (unsigned int i = tx_single(vq, frames, n, &at, &sent); i < n; i++) {
+    for (; unlikely(i < n); i++) {
         tx_chains(vq, &frames[i], &at, &g);
         if (g.too_long) {
             ++*too_long;
@@ -318,7 +394,9 @@ struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, 
     }
     taken_from(vq, at);
     if (vq->taken > 0)
-        ff_packed_rx_done(vq);
+        held_release(vq);
     vq->taken = 0;
+    if (sent.packets > 0)
+        notify(vq);
     return sent;
 }

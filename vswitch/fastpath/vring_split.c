@@ -114,17 +114,12 @@ static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_
                                      uint32_t min_len, uint32_t *len) {
     struct vring_desc d = desc_read(vq->desc, head);
 
+    *len = d.len;
     if (unlikely((d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) !=
                      flags ||
                  d.len < min_len))
         return NULL;
-    *len = d.len;
     return ff_mem_at(vq->mem, d.addr, d.len);
-}
-
-/* For prefetching, which NULL does not hurt; arithmetic with it is undefined in C. */
-static inline const void *second_line(const uint8_t *buf) {
-    return (const void *)((uintptr_t)buf + RTE_CACHE_LINE_SIZE);
 }
 
 static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
@@ -170,8 +165,7 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     }
     for (i = 0; i < n; i++) {
         buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
-        rte_prefetch0(buf[i]);
-        rte_prefetch0(second_line(buf[i]));
+        ff_prefetch_read(vq, buf[i], len[i]);
     }
     for (i = 0; i < n; i++) {
         if (likely(buf[i] != NULL))
@@ -259,8 +253,7 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
     }
     for (unsigned int i = 0; i < plain; i++) {
         buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
-        __builtin_prefetch(buf[i], 1);
-        __builtin_prefetch(second_line(buf[i]), 1);
+        ff_prefetch_write(vq, buf[i]);
     }
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
