@@ -33,6 +33,18 @@ static void stats_retire(uint16_t id) {
     }
 }
 
+/* ---- any thread but a worker's ---- */
+
+void ff_port_set_tx_queues(struct ff_port *port, uint16_t n) {
+    if (n == port->tx_queues)
+        return;
+    port->tx_shared = true; /* while workers may differ about the number */
+    ff_synchronize();
+    port->tx_queues = n;
+    ff_synchronize();
+    port->tx_shared = n < ff.n_workers;
+}
+
 /* ---- the control thread's calls ---- */
 
 static void port_undo(struct ff_port *port) {
