@@ -171,7 +171,7 @@ enum ff_shm_in_state {
 /* Frames to mac, without a VLAN tag and of at most max_len bytes, go to shortcut `number`. */
 struct ff_shm_out {
     uint8_t mac[6];
-    uint16_t number; /* 0 .. FF_SHM_SHORTCUTS - 1 */
+    uint16_t number; /* 0 .. FF_SHM_SHORTCUTS - 1: that of this entry */
     uint32_t epoch;  /* 0: the entry is free; else as in the head of the shortcut's rings */
     uint32_t max_len;
 };

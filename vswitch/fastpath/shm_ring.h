@@ -30,7 +30,8 @@ enum ff_ring_fault {
     FF_RING_LAP,     /* a slot that is still in use, or not in its turn */
     FF_RING_CHAIN,   /* a frame that does not end, or in too many buffers */
     FF_RING_ADDRESS, /* a buffer outside the regions */
-    FF_RING_LENGTH   /* more bytes than a buffer takes, or none */
+    FF_RING_LENGTH,  /* more bytes than a buffer takes, or none */
+    FF_RING_MARKER   /* a marker that its reader knows nothing of */
 };
 
 /* ---- what all of them use ------------------------------------------------ */

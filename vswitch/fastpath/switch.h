@@ -63,7 +63,7 @@ struct ff_port_ops {
     bool (*arm)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
     void (*disarm)(struct ff_port *port, unsigned int queue);
     void (*leave)(struct ff_port *port, unsigned int queue);
-    void (*info)(struct ff_port *port, struct ff_port_info *info);
+    void (*info)(struct ff_port *port, struct ff_port_info *info); /* or NULL */
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
     /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
     uint32_t (*unstarted)(struct ff_port *port);
@@ -71,6 +71,7 @@ struct ff_port_ops {
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
 extern const struct ff_port_ops ff_port_vxlan_ops;
+extern const struct ff_port_ops ff_port_ff_ops;
 
 struct ff_port {
     uint16_t id;
