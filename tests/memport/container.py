@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from tests.frontend.frontend import Stats
 from tests.frontend.queues import chunks
@@ -19,6 +20,7 @@ from vswitch.slowpath.types import MemConf, MemFile
 
 DEFAULT_TIMEOUT = 30.0  # a loaded machine may stand still for 10 s
 PAUSE = 0.0005  # seconds between looks at a ring: nothing wakes a container
+_region_numbers = cycle(range(7, 65000, 64))
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -32,7 +34,6 @@ class Shape:
     regions: int = 1
     buffer: int = 2048
     segment: int = 2048
-    first_region: int = 7
 
 
 def memory_file(name: str, size: int, seals: int = 0) -> tuple[int, memoryview]:
@@ -90,7 +91,8 @@ class Container:
         count = 2 * pairs * shape.ring_size
         self._region_len = pages(-(-count // shape.regions) * shape.buffer)
         self.regions = [memory_file("packets", self._region_len) for _ in range(shape.regions)]
-        self.mapped = {shape.first_region + i: view for i, (_, view) in enumerate(self.regions)}
+        self.first_region = next(_region_numbers)
+        self.mapped = {self.first_region + i: view for i, (_, view) in enumerate(self.regions)}
         self._free = deque(
             Buffer(number, offset, shape.buffer)
             for offset in range(0, self._region_len - shape.buffer + 1, shape.buffer)
@@ -101,7 +103,7 @@ class Container:
         self.rx: list[Poster] = []
         self.outgoing: dict[int, list[Lender]] = {}  # rings by number
         self.incoming: dict[int, Incoming] = {}
-        self._received: list[list[bytes]] = []
+        self._received: list[tuple[int, bytes]] = []  # with the queue, as they came
         self._kicked = 0
 
     @property
@@ -109,7 +111,7 @@ class Container:
         shape = self.shape
         return MemConf(
             tuple(MemFile(fd, 0, self._region_len) for fd, _ in self.regions),
-            shape.first_region,
+            self.first_region,
             shape.rx_queues,
             shape.tx_queues,
             shape.ring_size,
@@ -128,7 +130,6 @@ class Container:
         for queue in range(shape.rx_queues):
             at = (2 * queue + 1) * length
             self.rx.append(Poster(Ring(self._rings[at : at + length], shape.ring_size)))
-            self._received.append([])
             self._post(queue)
 
     def close(self) -> None:
@@ -149,6 +150,25 @@ class Container:
         self.incoming[number] = Incoming(number, epoch, borrowers, taken, told)
         self.mapped |= regions
 
+    def drop_outgoing(self, number: int) -> bool:
+        """What DROP asks of a sender: whether no queue uses the shortcut, and all that was lent is back."""
+        self.idle_burst()
+        self.reclaim()
+        used = any(number in path.by_shortcut for path in self.tx)
+        if used or any(lender.lent for lender in self.outgoing[number]):
+            return False
+        del self.outgoing[number]
+        return True
+
+    def drop_incoming(self, number: int) -> bool:
+        """What DROP asks of a receiver: whether its rings are empty."""
+        self.poll()
+        shortcut = self.incoming[number]
+        if any(ring.pending for ring in shortcut.rings):
+            return False
+        del self.incoming[number]
+        return True
+
     # ---- frames -------------------------------------------------------------
 
     def send(
@@ -163,6 +183,11 @@ class Container:
                     raise TimeoutError(f"no room for {entries} descriptors of queue {queue}")
                 time.sleep(PAUSE)
             self._burst(queue, part)
+
+    def idle_burst(self) -> None:
+        """What net_ff does without a frame to send: each queue looks at the table, and goes over."""
+        for queue in range(len(self.tx)):
+            self._burst(queue, ())
 
     def kick(self, queue: int = 0) -> None:
         """Wakes the switch, whether it wants that or not."""
@@ -186,16 +211,14 @@ class Container:
         for queue, limit in enumerate(limits):
             self._take_until(queue, limit)
             self._post(queue)
-        return sum(map(len, self._received))
+        return len(self._received)
 
     def receive(self, queue: int | None = None) -> list[bytes]:
-        """The frames that have come so far (on one queue; default: on all, queue by queue), each once."""
+        """The frames that have come so far (on one queue; default: on all, as they came), each once."""
         self.poll()
-        frames: list[bytes] = []
-        for number in range(len(self.rx)) if queue is None else [queue]:
-            frames += self._received[number]
-            self._received[number] = []
-        return frames
+        taken = [frame for number, frame in self._received if queue in {None, number}]
+        self._received = [item for item in self._received if queue not in {None, item[0]}]
+        return taken
 
     def wait_received(self, n: int, timeout: float = DEFAULT_TIMEOUT) -> list[bytes]:
         """Waits for at least n frames; returns all that have come. Raises TimeoutError, which says how many came."""
@@ -293,7 +316,7 @@ class Container:
             return
         while poster.taken != limit:
             buffers = poster.take()
-            self._received[queue].append(self._read(buffers))
+            self._received.append((queue, self._read(buffers)))
             self._free.extend(buffer._replace(len=self.shape.buffer) for buffer in buffers)
 
     def _take_up_to_open(self) -> None:
@@ -311,8 +334,7 @@ class Container:
                 continue
             shortcut.taken[number] = True
             while (descs := ring.take()) is not None:
-                self._received[number % len(self.rx)].append(
-                    self._read(Buffer(desc.region, desc.offset, desc.len) for desc in descs)
-                )
+                frame = self._read(Buffer(desc.region, desc.offset, desc.len) for desc in descs)
+                self._received.append((number % len(self.rx), frame))
                 for desc in descs:
                     ring.give(desc.slot)

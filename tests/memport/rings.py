@@ -137,7 +137,7 @@ class Borrower:
 
     def take(self) -> list[Desc] | None:
         """The next frame, or None. Its slots are held until `give`."""
-        n = self.ring.distance(TAIL, self.pos, self.ring.size)
+        n = self.pending
         if n == 0:
             return None
         frame = [self._take()]
@@ -147,6 +147,11 @@ class Borrower:
             frame.append(self._take())
         self.ring.words[USED_TAIL] = self.pos
         return frame
+
+    @property
+    def pending(self) -> int:
+        """Descriptors that were not taken."""
+        return self.ring.distance(TAIL, self.pos, self.ring.size)
 
     def give(self, slot: int) -> None:
         self.held.remove(slot)

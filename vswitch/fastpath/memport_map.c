@@ -37,8 +37,8 @@ static uint8_t *map(struct ff_memport *m, int fd, uint64_t offset, uint64_t size
     if (size == 0 || offset % page != 0 || size > (uint64_t)st.st_size ||
         offset > (uint64_t)st.st_size - size) {
         snprintf(err, FF_ERR_LEN,
-                 "%s: %s: %#lx bytes from %#lx on do not lie in a file of %#lx, in whole pages",
-                 name, what, size, offset, (uint64_t)st.st_size);
+                 "%s: %s: %lu bytes from %lu on do not lie in a file of %lu, in whole pages", name,
+                 what, size, offset, (uint64_t)st.st_size);
         return NULL;
     }
     size = RTE_ALIGN_CEIL(size, page);

@@ -115,7 +115,7 @@ int ff_shortcut_close(const struct ff_shortcut *s) {
 
 /* Workers do not find the link any more. */
 static void link_hide(struct ff_link *l) {
-    if (!l->from_gone)
+    if (!l->from_gone && atomic_load(&l->from->links[l->out]) == l)
         atomic_store(&l->from->links[l->out], NULL);
 }
 
