@@ -9,10 +9,10 @@ C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fastpath/
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 # What these test differs with several workers, and EAL starts once a process.
-TWO_WORKERS := flows idle peers pmd ports upcalls workers
+TWO_WORKERS := flows idle memory_ports peers pmd ports shortcuts upcalls workers
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-FUZZERS := build/fuzz/vring build/fuzz/parser
+FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport
 FUZZ_RUNS ?= 10000000
 
 .PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-vxlan clean
@@ -24,7 +24,7 @@ demo: build
 build: build/module.stamp build/proto.stamp
 
 test: build lint build/guest.stamp $(FUZZERS)
-	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/system
 	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # What takes minutes: `make test` leaves it out.
@@ -105,8 +105,12 @@ FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasin
     $(patsubst -I%,-isystem%,$(filter-out -march=%,$(shell pkg-config --cflags libdpdk)))
 FUZZ_VRING := fuzz_vring guest call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
+FUZZ_MEMPORT := fuzz_memport port_ff shortcut frame
 
 build/fuzz/vring: $(FUZZ_VRING:%=build/fuzz/%.o)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
+
+build/fuzz/memport: $(FUZZ_MEMPORT:%=build/fuzz/%.o)
 	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
 
 build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)

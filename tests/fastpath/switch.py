@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.frontend import FrontEnd
+from tests.memport import Container, Shape
 from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.types import Action, Drop, Finish, Flow, PortConfig, PortState, PortType, Upcall
 
@@ -44,11 +45,26 @@ class Attached:
     config: PortConfig
     front: FrontEnd | None = None
     sent_before: int = 0
+    container: Container | None = None
 
     @property
     def peer(self) -> FrontEnd:
         assert self.front is not None
         return self.front
+
+    @property
+    def box(self) -> Container:
+        assert self.container is not None
+        return self.container
+
+    @property
+    def all_sent(self) -> int | None:
+        """Frames that what is behind it sent so far; None: it sends no more."""
+        if self.container is not None:
+            return self.sent_before + self.container.stats.tx_packets
+        if self.front is not None and self.front.tx:
+            return self.sent_before + self.front.stats.tx_packets
+        return None
 
 
 class Switch:
@@ -88,6 +104,30 @@ class Switch:
         self.wait_state(port, PortState.READY)
         return port
 
+    def add_memory(self, name: str, *, mtu: int = 1500, shape: Shape | None = None, queues: int = 0) -> Attached:
+        """Adds a memory port with a container, and waits until it is ready. `queues`: of the port, default: as many."""
+        shape = shape or Shape()
+        queues = queues or max(shape.rx_queues, shape.tx_queues)
+        port = self.add_config(PortConfig(name, PortType.FF, mtu=mtu, queues=queues))
+        self.wait_state(port, PortState.WAITING)
+        self.attach(port, shape)
+        return port
+
+    def attach(self, port: Attached, shape: Shape | None = None) -> None:
+        """Puts a container behind a memory port that has none."""
+        port.container = Container(shape)
+        self.fp.mem_attach(port.id, port.container.conf)
+        port.container.start()
+        self.wait_state(port, PortState.READY)
+
+    def detach(self, port: Attached) -> None:
+        """The container goes away."""
+        port.sent_before = self.received(port)
+        self.fp.mem_detach(port.id)
+        self.wait_state(port, PortState.WAITING)
+        port.box.close()
+        port.container = None
+
     def add_config(self, config: PortConfig) -> Attached:
         port_id = self.fp.port_add(config)
         assert port_id not in self.ports
@@ -102,6 +142,8 @@ class Switch:
         self._states.pop(port.id, None)
         if port.front is not None:
             port.front.kill()
+        if port.container is not None:
+            port.container.close()
 
     def reconnect(self, port: Attached, **front_options: Any) -> None:
         """Puts a new front-end (like a restarted container) behind the port; the old one was killed."""
@@ -222,11 +264,7 @@ class Switch:
         )
 
     def _all_taken(self) -> bool:
-        return all(
-            self.received(port) == port.sent_before + port.front.stats.tx_packets
-            for port in self.ports.values()
-            if port.front is not None and port.front.tx
-        )
+        return all(port.all_sent in {None, self.received(port)} for port in self.ports.values())
 
     def _report(self) -> str:
         return ", ".join(

@@ -12,16 +12,17 @@ from tests.fastpath.switch import Attached
 
 def traffic(port: Attached, frames: list[bytes]) -> AbstractContextManager[None]:
     """Sends `frames` again and again from a thread while the body runs."""
-    return _again_and_again(lambda: port.peer.send(frames))
+    return again_and_again(lambda: port.peer.send(frames))
 
 
 def kick_storm(port: Attached) -> AbstractContextManager[None]:
     """Kicks the switch again and again from a thread while the body runs."""
-    return _again_and_again(port.peer.kick)
+    return again_and_again(port.peer.kick)
 
 
 @contextmanager
-def _again_and_again(act: Callable[[], object]) -> Iterator[None]:
+def again_and_again(act: Callable[[], object]) -> Iterator[None]:
+    """Acts from a thread while the body runs."""
     stop = threading.Event()
     failed: list[BaseException] = []
 

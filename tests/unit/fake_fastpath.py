@@ -14,10 +14,12 @@ from vswitch.slowpath.types import (
     Flow,
     FlowStats,
     Key,
+    MemConf,
     PortConfig,
     PortState,
     PortType,
     Remote,
+    Shortcut,
     Suspect,
     Upcall,
     Uplink,
@@ -37,14 +39,14 @@ def port_stats(
 
 
 class FakeFastPath:
-    """Implements FastPathApi. Ports are PMD ports "ready" at once, vhost-user ports wait for their peer."""
+    """Implements FastPathApi. PMD and vxlan ports are "ready" at once, the others wait for their peer."""
 
     event_fd = upcall_fd = tap_fd = -1
     tsc_hz = 1_000_000_000
 
     def __init__(self) -> None:
         self.told = asyncio.Event()  # set by every call that changes ports or taps
-        self.calls: list[str] = []  # flow_add, flow_del, finish: in their order
+        self.calls: list[str] = []  # flow_add, flow_del, finish, mem_*, shortcut_*: in their order
         self.ports: dict[int, PortConfig] = {}
         self.states: dict[int, PortState] = {}
         self.limits: dict[int, tuple[int, int]] = {}  # MTU, packets parked
@@ -68,6 +70,10 @@ class FakeFastPath:
         self.sent: list[tuple[int, bytes, int]] = []  # packet_out
         self.uplinks: dict[int, Uplink] = {}
         self.remotes: dict[int, Remote] = {}
+        self.attached: dict[int, MemConf] = {}
+        self.shortcuts: dict[int, tuple[Shortcut, bool]] = {}  # by epoch; whether it is open
+        self.refuse_memory = ""  # why mem_attach fails
+        self.refuse_shortcuts = ""  # why shortcut_open fails
         self.refuse_ports = ""  # why port_add fails
         self.refuse_flows: set[Flow] = set()
         self._flow_ids: dict[tuple[Key, Key], int] = {}
@@ -110,12 +116,14 @@ class FakeFastPath:
         port_id = next(n for n in range(1, 1024) if n not in self.ports)
         self.ports[port_id] = config
         self.limits[port_id] = (config.mtu, config.upcall_budget)
-        self.states[port_id] = PortState.WAITING if config.type is PortType.VHOST_USER else PortState.READY
+        waits = config.type in {PortType.VHOST_USER, PortType.FF}
+        self.states[port_id] = PortState.WAITING if waits else PortState.READY
         return port_id
 
     def port_del(self, port_id: int, /) -> None:
         for table in (self.ports, self.states, self.limits):
             del table[port_id]
+        self.attached.pop(port_id, None)
         self._events = [event for event in self._events if event.port_id != port_id]
 
     def port_set_mtu(self, port_id: int, mtu: int, /) -> None:
@@ -199,6 +207,40 @@ class FakeFastPath:
 
     def rxq_move(self, port_id: int, queue: int, worker: int, /) -> None:
         self.placed[port_id, queue] = worker
+
+    def mem_attach(self, port_id: int, conf: MemConf, /) -> None:
+        if self.refuse_memory or port_id in self.attached:
+            raise FastPathError(self.refuse_memory or "a container has it already")
+        self.calls.append("mem_attach")
+        self.attached[port_id] = conf
+        self.set_state(port_id, PortState.READY)
+        self.told.set()
+
+    def mem_detach(self, port_id: int, /) -> None:
+        self.calls.append("mem_detach")
+        if self.attached.pop(port_id, None) is not None:
+            self.set_state(port_id, PortState.WAITING)
+        self.told.set()
+
+    def shortcut_open(self, shortcut: Shortcut, /) -> None:
+        if self.refuse_shortcuts:
+            raise FastPathError(self.refuse_shortcuts)
+        assert shortcut.epoch > max(self.shortcuts, default=0)
+        self.calls.append("shortcut_open")
+        self.shortcuts[shortcut.epoch] = (shortcut, True)
+        self.told.set()
+
+    def shortcut_close(self, shortcut: Shortcut, /) -> None:
+        self.calls.append("shortcut_close")
+        if shortcut.epoch in self.shortcuts:
+            self.shortcuts[shortcut.epoch] = (shortcut, False)
+        self.told.set()
+
+    def shortcut_free(self, shortcut: Shortcut, /) -> None:
+        _, is_open = self.shortcuts.pop(shortcut.epoch, (shortcut, False))
+        assert not is_open
+        self.calls.append("shortcut_free")
+        self.told.set()
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

@@ -102,6 +102,7 @@ int ff_port_info(uint16_t port_id, struct ff_port_info *info) {
     info->state = port->state;
     memcpy(info->reason, port->reason, sizeof(info->reason));
     pthread_mutex_unlock(&lock);
-    port->ops->info(port, info);
+    if (port->ops->info != NULL)
+        port->ops->info(port, info);
     return 0;
 }

@@ -44,8 +44,8 @@
 /* ---- faults ------------------------------------------------------------ */
 
 /*
- * What a front-end did that stops a queue: it recovers when the front-end
- * reconnects. Keep ff_fault_names in names.c in the same order.
+ * What a front-end, or a container with a memory port, did that stops a queue:
+ * it recovers when that reconnects. Keep ff_fault_names in names.c in the same order.
  */
 enum ff_fault {
     FF_FAULT_NONE = 0,
@@ -57,6 +57,8 @@ enum ff_fault {
     FF_FAULT_INDIRECT,   /* a bad indirect table */
     FF_FAULT_SHORT,      /* a chain without room for the virtio-net header */
     FF_FAULT_MEMORY,     /* shared memory that was truncated */
+    FF_FAULT_LAP,        /* memory port: a slot that is not free, or not in its turn */
+    FF_FAULT_MARKER,     /* memory port: a marker of a shortcut that is none */
     FF_FAULT_MAX
 };
 
@@ -103,7 +105,7 @@ int ff_tap_fd(void);
 
 /* ---- ports ------------------------------------------------------------- */
 
-enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2, FF_PORT_VXLAN = 3 };
+enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2, FF_PORT_VXLAN = 3, FF_PORT_FF = 4 };
 
 /* DESIGN 12: configured → waiting-for-peer → negotiating → memory-mapped → ready → lost */
 enum ff_port_state {
@@ -121,8 +123,8 @@ struct ff_port_conf {
     const char *path;    /* vhost-user: the socket */
     int server;          /* vhost-user: 1 when the switch listens, 0 when it connects */
     const char *devargs; /* pmd: "net_pcap0,iface=eth0" or a PCI address */
-    uint16_t queues;     /* pmd: receive queues to set up; vhost-user: upper bound told to people */
-    uint32_t mtu;        /* payload bytes of the largest frame */
+    uint16_t queues; /* pmd: receive queues to set up; vhost-user, ff: upper bound told to people */
+    uint32_t mtu;    /* payload bytes of the largest frame */
     uint32_t
         vni; /* vxlan: the network, 0 .. 2^24 - 1, in which the port stands for all other hosts */
 };
@@ -388,6 +390,72 @@ struct ff_remote_conf {
 };
 /* Sets remote 1 .. FF_MAX_REMOTES - 1; conf NULL: deletes it. -EINVAL, -ENOMEM. */
 int ff_remote_set(uint16_t remote, const struct ff_remote_conf *conf);
+
+/* ---- memory ports: ff_shm.h --------------------------------------------- */
+
+/* A piece of a file that a container sent: its packet memory. */
+struct ff_mem_file {
+    int fd; /* of a memfd, or on tmpfs or hugetlbfs */
+    uint64_t offset, size;
+};
+
+/* What a container and the switch share from FF_MSG_RINGS on. File descriptors stay the caller's.
+ */
+struct ff_mem_conf {
+    const struct ff_mem_file *regions;
+    uint16_t n_regions;            /* 1 .. FF_SHM_REGIONS */
+    uint16_t first_region;         /* number of the first; the others follow */
+    uint16_t rx_queues, tx_queues; /* the container's: post rings and lend rings */
+    uint32_t ring_size;
+    /*
+     * Zeroed, and of a size that nobody can change. Queue pair q: a lend ring at
+     * 2 * q * (FF_RING_HEAD + ring_size * FF_RING_ENTRY), the post ring behind it. Their heads are
+     * filled in here.
+     */
+    int rings_fd;
+    int table_fd; /* struct ff_shm_table, zeroed: mapped for writing here, to be sealed afterwards
+                   */
+    const int *kick_fds; /* an eventfd for each of the container's transmit queues */
+};
+
+/*
+ * Maps all of it and polls: the port is READY. -EBUSY when it is attached already, -ENOENT,
+ * -ENOMEM, -EINVAL for what does not fit. Waits for the workers (µs).
+ */
+int ff_mem_attach(uint16_t port_id, const struct ff_mem_conf *conf, char *err);
+
+/*
+ * The container is gone or has stopped: waits for the workers, unmaps; the port is WAITING. What
+ * shortcuts it still has are closed; those with a container at the other end are to be freed.
+ * -ENOENT.
+ */
+int ff_mem_detach(uint16_t port_id, char *err);
+
+/* A shortcut of one direction. `out` and `in` are its numbers at the sender and at the receiver. */
+struct ff_shortcut {
+    uint16_t from, to; /* port ids */
+    uint16_t out, in;  /* 0 .. FF_SHM_SHORTCUTS - 1 */
+    uint32_t epoch;    /* never 0; grows with each shortcut of the switch */
+    uint8_t mac[6];
+    uint32_t max_len;
+    uint16_t queues; /* rings: the sender's transmit queues */
+};
+
+/*
+ * Step 2 of a change to a shortcut: in[] of the receiver becomes OPENING, then out[] of the sender
+ * is published; a worker does step 4 when it comes to the sender's marker. -ENOTCONN when one of
+ * them is not attached, -EBUSY when a number is in use, -EINVAL.
+ */
+int ff_shortcut_open(const struct ff_shortcut *s);
+
+/* Step 1 of the way back: in[] becomes CLOSING, then out[] is taken away. */
+int ff_shortcut_close(const struct ff_shortcut *s);
+
+/*
+ * Both sides have answered DROP with DONE, or are gone: in[] becomes FREE, the numbers may be used
+ * again. Waits for the workers (µs). -EBUSY when it was not closed.
+ */
+int ff_shortcut_free(const struct ff_shortcut *s);
 
 /* ---- taps: capture and live trace --------------------------------------- */
 

@@ -96,7 +96,7 @@ enum ff_shm_desc_flag {
 struct ff_shm_desc {
     uint32_t offset; /* of the data in its region */
     uint16_t region; /* its number */
-    uint16_t len;    /* bytes of data; of a posted buffer: bytes that fit */
+    uint16_t len;    /* bytes of data; of a posted buffer: bytes that fit; never 0 but in markers */
     uint16_t before; /* bytes in front of the data that the consumer may write */
     uint16_t behind; /* and behind it */
     uint16_t slot;
@@ -120,14 +120,16 @@ struct ff_shm_used {
 static_assert(sizeof(struct ff_shm_used) == 4, "layout");
 static_assert(offsetof(struct ff_shm_used, flags) == 2, "layout");
 
-/* The head of a ring; a line for each writer. */
+/* The head of a ring; a line for each writer, and one for what hardly ever changes. */
 struct ff_shm_ring {
     /* written once, before anybody else sees it */
     uint32_t magic;
     uint32_t version;
     uint32_t size;  /* descriptors, slots and used entries */
     uint32_t epoch; /* of the shortcut; 0: a ring with the switch */
-    uint8_t pad0[48];
+    /* the consumer's, here since the producer reads it after each burst */
+    uint32_t listen; /* 1: the consumer sleeps; whoever moves tail then writes to its eventfd */
+    uint8_t pad0[44];
 
     /* the producer's */
     uint32_t tail; /* free-running index of the next descriptor */
@@ -137,8 +139,7 @@ struct ff_shm_ring {
 
     /* the consumer's */
     uint32_t used_tail; /* post rings: free-running; lend rings: index up to which it has read */
-    uint32_t listen;    /* 1: the consumer sleeps; whoever moves tail then writes to its eventfd */
-    uint8_t pad3[56];
+    uint8_t pad3[60];
     /* then: struct ff_shm_desc desc[size]; lend: uint8_t mark[size], post: struct ff_shm_used
      * used[size] */
 };
@@ -146,11 +147,11 @@ static_assert(sizeof(struct ff_shm_ring) == 192, "three cache lines");
 static_assert(offsetof(struct ff_shm_ring, version) == 4, "layout");
 static_assert(offsetof(struct ff_shm_ring, size) == 8, "layout");
 static_assert(offsetof(struct ff_shm_ring, epoch) == 12, "layout");
+static_assert(offsetof(struct ff_shm_ring, listen) == 16, "layout");
 static_assert(offsetof(struct ff_shm_ring, tail) == 64, "layout");
 static_assert(offsetof(struct ff_shm_ring, packets) == 72, "layout");
 static_assert(offsetof(struct ff_shm_ring, bytes) == 80, "layout");
 static_assert(offsetof(struct ff_shm_ring, used_tail) == 128, "layout");
-static_assert(offsetof(struct ff_shm_ring, listen) == 132, "layout");
 
 /*
  * A ring of either kind takes FF_RING_HEAD + size * FF_RING_ENTRY bytes, which is a multiple of
@@ -170,7 +171,7 @@ enum ff_shm_in_state {
 /* Frames to mac, without a VLAN tag and of at most max_len bytes, go to shortcut `number`. */
 struct ff_shm_out {
     uint8_t mac[6];
-    uint16_t number; /* 0 .. FF_SHM_SHORTCUTS - 1 */
+    uint16_t number; /* 0 .. FF_SHM_SHORTCUTS - 1: that of this entry */
     uint32_t epoch;  /* 0: the entry is free; else as in the head of the shortcut's rings */
     uint32_t max_len;
 };

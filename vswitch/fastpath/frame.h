@@ -127,6 +127,37 @@ static inline void ff_reader_skip(struct ff_reader *r, uint32_t len) {
         len -= ff_reader_take(r, len).len;
 }
 
+/*
+ * memcpy for the lengths that headers have, without a call or a loop: the last
+ * bytes are copied twice where they overlap the first ones.
+ */
+static inline void ff_copy_short(uint8_t *dst, const uint8_t *src, uint32_t len) {
+    if (likely(len > 64 && len <= 128)) {
+        memcpy(dst, src, 64);
+        memcpy(dst + len - 64, src + len - 64, 64);
+    } else if (likely(len >= 32 && len <= 64)) {
+        memcpy(dst, src, 32);
+        memcpy(dst + len - 32, src + len - 32, 32);
+    } else {
+        memcpy(dst, src, len);
+    }
+}
+
+/* Writes a whole frame to one buffer that holds it. */
+static inline void ff_put_frame(uint8_t *dst, const struct ff_frame *f) {
+    if (likely(f->n_segs == 1)) {
+        ff_copy_short(dst, f->head, f->head_len);
+        memcpy(dst + f->head_len, f->seg->p, f->seg->len);
+    } else if (likely(f->head_len == f->len)) {
+        ff_copy_short(dst, f->head, f->head_len);
+    } else {
+        struct ff_reader r;
+
+        ff_reader_start(&r, f);
+        ff_reader_copy(&r, dst, f->len);
+    }
+}
+
 /* Puts an outer tag behind the MAC addresses; -1 without headroom. */
 static inline int ff_frame_vlan_push(struct ff_frame *f, uint16_t tpid, uint16_t tci) {
     uint16_t tag[2] = {rte_cpu_to_be_16(tpid), rte_cpu_to_be_16(tci)};

@@ -14,6 +14,8 @@
  * that a front-end chose, which could block for ever.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -62,6 +64,27 @@ void ff_wake(struct ff_worker *w) {
 void ff_wake_all(void) {
     for (unsigned int i = 0; i < ff.n_workers; i++)
         ff_wake(ff.workers[i]);
+}
+
+struct ff_waker ff_waker_open(int fd) {
+    char path[32], what[32];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    n = fd < 0 ? -1 : readlink(path, what, sizeof(what) - 1);
+    if (n < 0)
+        return FF_NO_WAKER;
+    what[n] = '\0';
+    if (strcmp(what, "anon_inode:[eventfd]") != 0)
+        return FF_NO_WAKER;
+    return (struct ff_waker){.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .epoll = -1};
+}
+
+void ff_waker_close(struct ff_waker *k) {
+    ff_waker_unwatch(k);
+    if (k->fd >= 0)
+        close(k->fd);
+    *k = FF_NO_WAKER;
 }
 
 void ff_waker_unwatch(struct ff_waker *k) {

@@ -58,6 +58,8 @@ static const char *const ff_fault_names[] = {
     [FF_FAULT_INDIRECT] = "indirect-table",
     [FF_FAULT_SHORT] = "short-chain",
     [FF_FAULT_MEMORY] = "memory-truncated",
+    [FF_FAULT_LAP] = "slot-lap",
+    [FF_FAULT_MARKER] = "path-marker",
 };
 _Static_assert(sizeof(ff_fault_names) / sizeof(ff_fault_names[0]) == FF_FAULT_MAX,
                "every fault has a name");

@@ -13,6 +13,8 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_pmd_ops;
     case FF_PORT_VXLAN:
         return &ff_port_vxlan_ops;
+    case FF_PORT_FF:
+        return &ff_port_ff_ops;
     default:
         return NULL;
     }
@@ -31,6 +33,18 @@ static void stats_retire(uint16_t id) {
             s[i] = 0;
         }
     }
+}
+
+/* ---- any thread but a worker's ---- */
+
+void ff_port_set_tx_queues(struct ff_port *port, uint16_t n) {
+    if (n == port->tx_queues)
+        return;
+    port->tx_shared = true; /* while workers may differ about the number */
+    ff_synchronize();
+    port->tx_queues = n;
+    ff_synchronize();
+    port->tx_shared = n < ff.n_workers;
 }
 
 /* ---- the control thread's calls ---- */

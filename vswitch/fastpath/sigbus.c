@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Guest memory that vanishes. A front-end may truncate the file behind its
- * memory at any time; the next touch raises SIGBUS. The handler puts zeroed
+ * Guest memory that vanishes. A front-end, or a container, may truncate the file
+ * behind its memory at any time; the next touch raises SIGBUS. The handler puts zeroed
  * private memory in its place and marks the device, whose queues then stop;
  * the interrupted thread goes on as if the guest had written zeros.
  */
@@ -9,8 +9,8 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#include "mem.h"
 #include "switch.h"
-#include "vring.h"
 
 #define PAGE_SMALL 4096u
 #define PAGE_HUGE (2u << 20)

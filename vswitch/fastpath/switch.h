@@ -63,7 +63,7 @@ struct ff_port_ops {
     bool (*arm)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
     void (*disarm)(struct ff_port *port, unsigned int queue);
     void (*leave)(struct ff_port *port, unsigned int queue);
-    void (*info)(struct ff_port *port, struct ff_port_info *info);
+    void (*info)(struct ff_port *port, struct ff_port_info *info); /* or NULL */
     struct ff_mem *(*mem)(struct ff_port *port); /* a peer's memory; NULL: has none */
     /* vrings that are enabled, but do not run: bit 2q receive, 2q + 1 transmit queue q; or NULL */
     uint32_t (*unstarted)(struct ff_port *port);
@@ -71,6 +71,7 @@ struct ff_port_ops {
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
 extern const struct ff_port_ops ff_port_vxlan_ops;
+extern const struct ff_port_ops ff_port_ff_ops;
 
 struct ff_port {
     uint16_t id;
@@ -242,6 +243,9 @@ void ff_error(char *err, const char *fmt, ...) __attribute__((format(printf, 2, 
 void ff_error_clear(void);
 int ff_log_open(void);
 
+/* Sets how many transmit queues workers use; waits for them. Any thread but a worker's. */
+void ff_port_set_tx_queues(struct ff_port *port, uint16_t n);
+
 /* Notes a port's state, and tells the control thread when it is a new one. Any thread. */
 void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -266,8 +270,16 @@ void ff_poll_remove(const struct ff_port *port);
  */
 void ff_wake(struct ff_worker *w);
 void ff_wake_all(void);
+/*
+ * A waker with a descriptor of its own for an eventfd that a peer has too:
+ * closing another one alone would leave that in the worker's epoll set for ever.
+ * FF_NO_WAKER for what is no eventfd, as a poll of it may block.
+ */
+struct ff_waker ff_waker_open(int fd);
 /* Takes k out of its set. Its worker must not use it meanwhile. */
 void ff_waker_unwatch(struct ff_waker *k);
+/* And closes its descriptor. */
+void ff_waker_close(struct ff_waker *k);
 int ff_idle_init(struct ff_worker *w);
 void ff_idle_fini(struct ff_worker *w);
 

@@ -48,13 +48,7 @@ static void tx_queues_update(struct ff_vhost *d) {
 
     while (n < port->rx_queues && d->enabled & 1u << 2 * n)
         n++;
-    if (n == port->tx_queues)
-        return;
-    port->tx_shared = true; /* while workers may differ about the number */
-    ff_synchronize();
-    port->tx_queues = n;
-    ff_synchronize();
-    port->tx_shared = n < ff.n_workers;
+    ff_port_set_tx_queues(port, n);
 }
 
 /* ---- callbacks, in librte_vhost's threads ---- */

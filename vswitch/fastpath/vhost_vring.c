@@ -3,12 +3,10 @@
  * A vhost-user port's vrings and memory table: from what librte_vhost was told
  * of them to what vring.c walks, and back.
  */
-#include <fcntl.h>
 #include <linux/vhost.h>
 #include <linux/virtio_config.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include <rte_vhost.h>
 
@@ -32,30 +30,6 @@ static void vring_save(const struct ff_vhost *d, unsigned int v) {
     (void)rte_vhost_set_vring_base(d->vid, (uint16_t)v, avail, used);
 }
 
-/*
- * A descriptor of our own for the eventfd that the front-end kicks, which
- * shares it: closing librte_vhost's alone would leave it in the worker's epoll
- * set for ever. What is no eventfd is left alone, as a poll of it may block.
- */
-static int kick_open(int fd) {
-    char path[32], what[32];
-    ssize_t n;
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    n = fd < 0 ? -1 : readlink(path, what, sizeof(what) - 1);
-    if (n < 0)
-        return -1;
-    what[n] = '\0';
-    return strcmp(what, "anon_inode:[eventfd]") == 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-}
-
-static void kick_close(struct ff_vring *vq) {
-    ff_waker_unwatch(&vq->kick);
-    if (vq->kick.fd >= 0)
-        close(vq->kick.fd);
-    vq->kick = FF_NO_WAKER;
-}
-
 /* Stops workers at the vrings from `first` up to `end`: none of them uses these any more. */
 static void vrings_stop(struct ff_vhost *d, unsigned int first, unsigned int end) {
     bool was_active[FF_VHOST_VRINGS];
@@ -65,7 +39,7 @@ static void vrings_stop(struct ff_vhost *d, unsigned int first, unsigned int end
     /* also for a vring that its worker stopped itself, and may not have left yet */
     ff_synchronize();
     for (unsigned int v = first; v < end; v++) {
-        kick_close(&d->vring[v]);
+        ff_waker_close(&d->vring[v].kick);
         if (was_active[v])
             vring_save(d, v);
     }
@@ -95,7 +69,7 @@ bool ff_vhost_start(struct ff_vhost *d, unsigned int v) {
         ring.avail == NULL || ring.used == NULL || ring.size == 0 ||
         rte_vhost_get_vring_base(d->vid, (uint16_t)v, &avail, &used) != 0)
         return true;
-    kick_close(vq);
+    ff_waker_close(&vq->kick);
     *vq = (struct ff_vring){
         .packed = d->features & 1ull << VIRTIO_F_RING_PACKED,
         .mergeable = d->features & 1ull << VIRTIO_NET_F_MRG_RXBUF,
@@ -108,7 +82,7 @@ bool ff_vhost_start(struct ff_vhost *d, unsigned int v) {
         .last_avail = avail,
         .last_used = used,
         .call_fd = ring.callfd,
-        .kick = {.fd = is_transmit(v) ? kick_open(ring.kickfd) : -1, .epoll = -1},
+        .kick = is_transmit(v) ? ff_waker_open(ring.kickfd) : FF_NO_WAKER,
         .mem = &d->mem,
         .desc = ring.desc,
         .avail = ring.avail,

@@ -18,22 +18,8 @@
 
 #include "ff.h"
 #include "frame.h"
+#include "mem.h"
 #include "switch.h"
-
-#define FF_MEM_REGIONS 16u
-
-struct ff_region {
-    uint64_t gpa;
-    uint64_t size;
-    uint8_t *host;
-    uint8_t *map; /* the whole mapping, of which host is a part */
-    size_t map_size;
-};
-struct ff_mem {
-    _Atomic bool lost; /* its file was truncated: see sigbus.c */
-    unsigned int n;
-    struct ff_region region[FF_MEM_REGIONS];
-};
 
 struct ff_vring {
     _Atomic bool active; /* workers may use it */
@@ -201,23 +187,7 @@ bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct f
 /* Writes len bytes of a frame to a chain, from byte `skip` of the chain on. */
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r, uint32_t len);
 
-/*
- * memcpy for the lengths that headers have, without a call or a loop: the last
- * bytes are copied twice where they overlap the first ones.
- */
-static inline void ff_copy_short(uint8_t *dst, const uint8_t *src, uint32_t len) {
-    if (likely(len > 64 && len <= 128)) {
-        memcpy(dst, src, 64);
-        memcpy(dst + len - 64, src + len - 64, 64);
-    } else if (likely(len >= 32 && len <= 64)) {
-        memcpy(dst, src, 32);
-        memcpy(dst + len - 32, src + len - 32, 32);
-    } else {
-        memcpy(dst, src, len);
-    }
-}
-
-/* The same for a chain of one buffer, of at least the header's length. */
+/* The same from a chain of one buffer, of at least the header's length. */
 static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_frame *f,
                                         struct ff_arena *arena, const uint8_t *buf,
                                         uint32_t buf_len) {
@@ -263,21 +233,6 @@ static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t
     }
     if (unlikely(f->offload.what != 0))
         ff_offload_write(p, f, vq->offloads);
-}
-
-/* Writes a whole frame to one buffer that holds it. */
-static inline void ff_put_frame(uint8_t *dst, const struct ff_frame *f) {
-    if (likely(f->n_segs == 1)) {
-        ff_copy_short(dst, f->head, f->head_len);
-        memcpy(dst + f->head_len, f->seg->p, f->seg->len);
-    } else if (likely(f->head_len == f->len)) {
-        ff_copy_short(dst, f->head, f->head_len);
-    } else {
-        struct ff_reader r;
-
-        ff_reader_start(&r, f);
-        ff_reader_copy(&r, dst, f->len);
-    }
 }
 
 unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,

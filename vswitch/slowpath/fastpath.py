@@ -8,13 +8,13 @@ for one thread, asyncio's. Nothing here decides anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
 from vswitch.slowpath.counters import PortStats, Rxq, WorkerStats, total, unpack_port_stats, unpack_worker_stats
-from vswitch.slowpath.packing import pack_actions, pack_key, unpack_key
+from vswitch.slowpath.packing import pack_actions, pack_key, pack_mem_conf, pack_shortcut, unpack_key
 from vswitch.slowpath.types import (
     Action,
     ActionType,
@@ -23,10 +23,12 @@ from vswitch.slowpath.types import (
     Flow,
     FlowStats,
     Key,
+    MemConf,
     PortConfig,
     PortState,
     PortType,
     Remote,
+    Shortcut,
     Suspect,
     Upcall,
     Uplink,
@@ -47,6 +49,7 @@ _PORT_TYPES = {
     PortType.VHOST_USER: lib.FF_PORT_VHOST_USER,
     PortType.PMD: lib.FF_PORT_PMD,
     PortType.VXLAN: lib.FF_PORT_VXLAN,
+    PortType.FF: lib.FF_PORT_FF,
 }
 
 
@@ -342,6 +345,41 @@ class FastPath:
         rc = lib.ff_remote_set(number, conf)
         if rc < 0:
             raise FastPathError(f"tunnel end {number} cannot be set: {os.strerror(-rc)}")
+
+    # ---- memory ports ----
+
+    def mem_attach(self, port_id: int, conf: MemConf) -> None:
+        """Maps what a container shares: the port becomes READY. Raises FastPathError with nothing left behind.
+
+        `conf.kick_fds` has an entry for each of the container's transmit queues.
+        """
+        if len(conf.kick_fds) != conf.tx_queues:
+            raise ValueError(f"{len(conf.kick_fds)} kick descriptors for {conf.tx_queues} transmit queues")
+        packed, _keep = pack_mem_conf(conf)
+        self._check(lib.ff_mem_attach(port_id, packed, self._err))
+
+    def mem_detach(self, port_id: int) -> None:
+        """Unmaps it: the port is WAITING; its shortcuts are closed. Raises FastPathError when it is no memory port."""
+        self._check(lib.ff_mem_detach(port_id, self._err))
+
+    def shortcut_open(self, shortcut: Shortcut) -> None:
+        """Lets the sender go over to its shortcut. Raises FastPathError."""
+        self._shortcut("opened", lib.ff_shortcut_open, shortcut)
+
+    def shortcut_close(self, shortcut: Shortcut) -> None:
+        """Lets the sender go back to the switch; one that is gone already is passed over."""
+        self._shortcut("closed", lib.ff_shortcut_close, shortcut)
+
+    def shortcut_free(self, shortcut: Shortcut) -> None:
+        """Its numbers may be used again; one that is gone already is passed over. Raises FastPathError when open."""
+        self._shortcut("freed", lib.ff_shortcut_free, shortcut)
+
+    @staticmethod
+    def _shortcut(done: str, call: Callable[[Any], int], shortcut: Shortcut) -> None:
+        rc = call(pack_shortcut(shortcut))
+        if rc < 0:
+            ends = f"from port {shortcut.sender} to port {shortcut.receiver}"
+            raise FastPathError(f"shortcut {shortcut.epoch} {ends} cannot be {done}: {os.strerror(-rc)}")
 
     # ---- taps ----
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and actions as the structures of ff.h."""
+"""Keys, actions and what memory ports are given as the structures of ff.h."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vswitch._ff import ffi
-from vswitch.slowpath.types import Action, Key
+from vswitch.slowpath.types import Action, Key, MemConf, Shortcut
 
 # struct ff_key. Addresses, eth_type and L4 ports are big-endian, the rest native (x86: little).
 _KEY_HEAD = struct.Struct("<6s6s2sH2H2H4B2s2s16s16s")
@@ -62,4 +62,26 @@ def pack_actions(actions: Sequence[Action]) -> Any:
     packed = ffi.new("struct ff_action[]", max(len(actions), 1))
     for c_action, action in zip(packed, actions, strict=False):
         c_action.type, c_action.arg, c_action.tpid = action.type, action.arg, action.tpid
+    return packed
+
+
+def pack_mem_conf(conf: MemConf) -> tuple[Any, tuple[Any, ...]]:
+    """A struct ff_mem_conf, and the arrays that it points to, which the caller keeps as long as C reads them."""
+    regions = ffi.new("struct ff_mem_file[]", [(file.fd, file.offset, file.size) for file in conf.regions])
+    kick_fds = ffi.new("int[]", list(conf.kick_fds))
+    packed = ffi.new("struct ff_mem_conf *")
+    packed.regions, packed.n_regions, packed.first_region = regions, len(conf.regions), conf.first_region
+    packed.rx_queues, packed.tx_queues, packed.ring_size = conf.rx_queues, conf.tx_queues, conf.ring_size
+    packed.rings_fd, packed.table_fd, packed.kick_fds = conf.rings_fd, conf.table_fd, kick_fds
+    return packed, (regions, kick_fds)
+
+
+def pack_shortcut(shortcut: Shortcut) -> Any:
+    """A struct ff_shortcut."""
+    packed = ffi.new("struct ff_shortcut *")
+    setattr(packed, "from", shortcut.sender)
+    packed.to, packed.out, packed.epoch = shortcut.receiver, shortcut.out_number, shortcut.epoch
+    setattr(packed, "in", shortcut.in_number)
+    ffi.buffer(packed.mac)[:] = shortcut.mac
+    packed.max_len, packed.queues = shortcut.max_len, shortcut.queues
     return packed

@@ -125,6 +125,7 @@ class PortType(StrEnum):
     VHOST_USER = "vhost-user"
     PMD = "pmd"
     VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
+    FF = "ff"  # a memory port
 
 
 class PortState(IntEnum):
@@ -148,7 +149,7 @@ class PortConfig:
 
     name: str
     type: PortType = PortType.VHOST_USER
-    socket: str = ""  # vhost-user: path of the socket
+    socket: str = ""  # vhost-user, ff: path of the socket
     role: str = "client"  # vhost-user: the switch's role, "client" or "server"
     devargs: str = ""  # pmd
     vni: int = 0  # vxlan
@@ -170,6 +171,8 @@ class PortConfig:
     assigned_mac: str = ""  # what the controller gave, which goes before `mac` and `ips`
     assigned_ips: tuple[str, ...] = ()
     rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
+    memory: str = "read-write"  # ff: how neighbours map this container's memory, or "read-only"
+    shortcut_quota: int = 64  # ff: shortcuts that it may have, each way; 0: all that it sends goes through the switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,46 @@ class Remote:
     next_hop_mac: bytes = b""  # b"": not known yet
     udp_port: int = VXLAN_PORT
     checksum: bool = False  # fill in the outer UDP checksum (RFC 6936)
+
+
+# ---- memory ports -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MemFile:
+    """`struct ff_mem_file` of ff.h: a piece of a file with a container's packet memory."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemConf:
+    """`struct ff_mem_conf` of ff.h: what a container and the switch share. File descriptors stay the caller's."""
+
+    regions: tuple[MemFile, ...]
+    first_region: int  # number of the first; the others follow
+    rx_queues: int  # the container's
+    tx_queues: int
+    ring_size: int
+    rings_fd: int
+    table_fd: int
+    kick_fds: tuple[int, ...]  # an eventfd for each of the container's transmit queues
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """`struct ff_shortcut` of ff.h: a shortcut of one direction, between two ports."""
+
+    sender: int  # port ids
+    receiver: int
+    out_number: int  # its number at the sender
+    in_number: int  # and at the receiver
+    epoch: int  # never 0, never used twice
+    mac: bytes  # frames to this address take it
+    max_len: int  # and no longer ones
+    queues: int  # rings: the sender's transmit queues
 
 
 # ---- commands: what the core wants done, in this order --------------------
