@@ -5,7 +5,8 @@
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
-C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/fastpath/*.c tests/fuzz/*.[ch])
+DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
+C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 # What these test differs with several workers, and EAL starts once a process.
@@ -21,7 +22,7 @@ FUZZ_RUNS ?= 10000000
 demo: build
 	$(PYTHON) scripts/demo
 
-build: build/module.stamp build/proto.stamp
+build: build/module.stamp build/proto.stamp build/endpoint/librte_net_ff.so
 
 test: build lint build/guest.stamp $(FUZZERS)
 	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/system
@@ -52,12 +53,12 @@ lint: build/venv.stamp build/proto.stamp
 	.venv/bin/ruff check $(PY_PATHS)
 	.venv/bin/ruff format --check $(PY_PATHS)
 	.venv/bin/mypy $(PY_PATHS)
-	clang-format --dry-run -Werror $(C_FILES) $(C_TESTS)
+	clang-format --dry-run -Werror $(C_FILES) $(DRIVER) $(C_TESTS)
 
 format: build/venv.stamp
 	.venv/bin/ruff check --fix $(PY_PATHS)
 	.venv/bin/ruff format $(PY_PATHS)
-	clang-format -i $(C_FILES) $(C_TESTS)
+	clang-format -i $(C_FILES) $(DRIVER) $(C_TESTS)
 
 bench-switch: build
 	scripts/install-deps --bench
@@ -98,11 +99,33 @@ build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
 	$(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
 
+# ---- net_ff: a plugin of DPDK's, against the headers that only its source package has ----
+
+DPDK_CFLAGS = $(patsubst -I%,-isystem%,$(filter-out -march=%,$(shell pkg-config --cflags libdpdk)))
+DRIVER_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
+    -O3 -g -fPIC -fvisibility=hidden -DALLOW_INTERNAL_API -Ivswitch/fastpath -isystembuild/endpoint/include $(DPDK_CFLAGS)
+DRIVER_OBJECTS := $(patsubst vswitch/endpoint/%.c,build/endpoint/%.o,$(filter %.c,$(DRIVER)))
+DRIVER_LIBS := ethdev mbuf mempool eal kvargs bus_vdev net ring
+
+build/endpoint/librte_net_ff.so: $(DRIVER_OBJECTS)
+	gcc -shared -Wl,-z,defs -o $@ $^ $(DRIVER_LIBS:%=-lrte_%)
+
+build/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h \
+    build/endpoint/headers.stamp
+	gcc $(DRIVER_CFLAGS) -c -o $@ $<
+
+build/endpoint/headers.stamp: build/deps.stamp scripts/dpdk-headers
+	scripts/dpdk-headers build/endpoint/include
+	@touch $@
+
+build/endpoint/app: tests/endpoint/app.c build/deps.stamp
+	@mkdir -p $(@D)
+	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g $(DPDK_CFLAGS) -o $@ $< $$(pkg-config --libs libdpdk)
+
 # ---- the fuzzers: clang's libFuzzer, the same sources with the sanitizers ----
 
 FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
-    -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath \
-    $(patsubst -I%,-isystem%,$(filter-out -march=%,$(shell pkg-config --cflags libdpdk)))
+    -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath $(DPDK_CFLAGS)
 FUZZ_VRING := fuzz_vring guest call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
 FUZZ_MEMPORT := fuzz_memport port_ff shortcut frame
