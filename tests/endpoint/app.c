@@ -15,7 +15,7 @@
 #include <rte_mbuf.h>
 
 #define HEADER 18 /* addresses, type, number */
-#define BURST 32
+#define BURST 32u
 #define HELD 8192
 #define DEADLINE 20 /* seconds that a command waits for frames at most */
 
@@ -178,13 +178,13 @@ static bool is_good(const struct rte_mbuf *m) {
     return at == m->pkt_len;
 }
 
-static unsigned int poll_queues(struct rte_mbuf **pkts) {
+static unsigned int poll_queues(struct rte_mbuf **pkts, unsigned int most) {
     struct rte_eth_dev_info info;
     unsigned int n = 0;
 
     rte_eth_dev_info_get(port, &info);
     for (uint16_t q = 0; q < info.nb_rx_queues && n == 0; q++)
-        n = rte_eth_rx_burst(port, q, pkts, BURST);
+        n = rte_eth_rx_burst(port, q, pkts, (uint16_t)RTE_MIN(most, BURST));
     return n;
 }
 
@@ -196,7 +196,7 @@ static void cmd_rx(const char *line, bool hold) {
 
     printf("got");
     while (got < count && now() < end) {
-        unsigned int n = poll_queues(pkts);
+        unsigned int n = poll_queues(pkts, count - got);
 
         for (unsigned int i = 0; i < n; i++) {
             printf(" %u:%u:%u:%d:%d", number_of(pkts[i]), pkts[i]->pkt_len, pkts[i]->nb_segs,
@@ -217,13 +217,13 @@ static void cmd_poll(const char *line) {
     unsigned int got = 0;
 
     for (int i = atoi(line); i > 0; i--) {
-        unsigned int n = poll_queues(pkts);
+        unsigned int n = poll_queues(pkts, BURST);
 
         rte_pktmbuf_free_bulk(pkts, n);
         got += n;
         rte_eth_tx_burst(port, 0, pkts, 0);
     }
-    printf("polled %u\n", got);
+    printf("poll %u\n", got);
 }
 
 /* Receives a flow: says what of it is missing, repeated or late. */
@@ -233,7 +233,7 @@ static void cmd_sink(const char *line) {
     double end = now() + DEADLINE;
 
     while (next < count && now() < end) {
-        unsigned int n = poll_queues(pkts);
+        unsigned int n = poll_queues(pkts, BURST);
 
         for (unsigned int i = 0; i < n; i++) {
             uint32_t number = number_of(pkts[i]);

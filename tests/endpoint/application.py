@@ -65,7 +65,9 @@ class Application:
         return {name: int(value) for name, value in (word.split("=") for word in words)}
 
     def end(self) -> str:
-        """Wait for a process that ends by itself; return all that it wrote."""
+        """Give it no more commands, and wait for its end; return all that it wrote."""
+        assert self.process.stdin
+        self.process.stdin.close()
         while (line := self._line()) is not None:
             self.log.append(line)
         self.process.wait(SECONDS)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
 
-SECONDS = 5.0  # for an answer, at most
+SECONDS = 20.0  # for an answer, at most
 MTU = 9000
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 RING_HEAD = lib.FF_RING_HEAD
@@ -166,15 +166,23 @@ class Port:
         """Send a request and wait until it is done."""
         self.expect(lib.FF_MSG_DONE, self.ask(kind, fds, **fields))
 
-    def errors(self) -> list[str]:
-        """Return the texts of the ERRORs that have come, without a request."""
+    def told(self) -> list[str]:
+        """Wait for an ERROR that answers nothing; return the texts of all that have come."""
+        first = self.expect(lib.FF_MSG_ERROR)
+        return [text_of(m) for m in [first, *self._waiting()] if m.msg.type == lib.FF_MSG_ERROR]
+
+    def answers(self) -> list[Message]:
+        """Return the messages that are there now."""
+        return self._waiting()
+
+    def _waiting(self) -> list[Message]:
         assert self.sock
         self.sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.queued.append(self.receive())
         self.sock.settimeout(SECONDS)
-        return [text_of(m) for m in self.queued if m.msg.type == lib.FF_MSG_ERROR]
+        return self.queued
 
     # ---- a start
 
@@ -197,6 +205,14 @@ class Port:
         self.taken = [0] * self.n_tx
         self.filled = [0] * self.n_rx
         self.send(lib.FF_MSG_RINGS, [self.rings.file.fd, table.fd, *self.kicks], region=first_region)
+
+    def refuse_start(self, text: str) -> None:
+        """Take REGIONs and START, and answer ERROR."""
+        self.expect(lib.FF_MSG_START)
+        for message in [m for m in self.queued if m.msg.type == lib.FF_MSG_REGION]:
+            self.queued.remove(message)
+            os.close(message.fds[0])
+        self.send(lib.FF_MSG_ERROR, text=text)
 
     def stopped(self) -> None:
         """Take STOP, and answer DONE."""

@@ -74,14 +74,20 @@ void ff_control_send(struct ff_dev *dev, const struct ff_shm_msg *msg, int fd) {
 }
 
 void ff_control_answer(struct ff_dev *dev, uint32_t serial, const char *why) {
-    struct ff_shm_msg msg = {.type = why == NULL ? FF_MSG_DONE : FF_MSG_ERROR, .serial = serial};
+    struct ff_shm_msg done = {.type = FF_MSG_DONE, .serial = serial};
 
-    if (why != NULL) {
-        FF_LOG(WARNING, dev, "%s", why);
-        snprintf(msg.text, sizeof(msg.text), "%s", why);
-    }
-    if (dev->sock >= 0 && (why != NULL || serial != 0))
-        ff_control_send(dev, &msg, -1);
+    if (why != NULL)
+        ff_control_complain(dev, (struct ff_shm_msg){.serial = serial}, why);
+    else if (dev->sock >= 0 && serial != 0)
+        ff_control_send(dev, &done, -1);
+}
+
+void ff_control_complain(struct ff_dev *dev, struct ff_shm_msg about, const char *why) {
+    FF_LOG(WARNING, dev, "%s", why);
+    about.type = FF_MSG_ERROR;
+    snprintf(about.text, sizeof(about.text), "%s", why);
+    if (dev->sock >= 0)
+        ff_control_send(dev, &about, -1);
 }
 
 static void try_connect(struct ff_dev *dev) {
@@ -169,7 +175,7 @@ static bool handle_own(struct ff_dev *dev, const struct ff_shm_msg *msg, const i
             enter(dev, FF_RUNNING, 0);
         } else {
             dev->want_run = false;
-            ff_control_answer(dev, 0, why);
+            ff_control_complain(dev, (struct ff_shm_msg){0}, why);
             hang_up(dev, why);
         }
     } else if (msg->type == FF_MSG_DONE && dev->link == FF_STOPPING) {
@@ -321,7 +327,6 @@ int ff_control_start(struct ff_dev *dev) {
         return rc;
     }
     pthread_mutex_lock(&dev->lock);
-    dev->error[0] = '\0';
     while (dev->link != FF_IDLE && dev->error[0] == '\0')
         pthread_cond_wait(&dev->changed, &dev->lock);
     rc = dev->link == FF_IDLE ? 0 : -ECONNREFUSED;

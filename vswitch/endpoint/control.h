@@ -10,8 +10,10 @@
 /* control.c */
 uint64_t ff_now_ms(void);
 void ff_control_send(struct ff_dev *dev, const struct ff_shm_msg *msg, int fd);
-/* DONE, or ERROR with the reason */
+/* DONE, unless the serial says that none is wanted; or ERROR with the reason, */
 void ff_control_answer(struct ff_dev *dev, uint32_t serial, const char *why);
+/* which may also say what it is about: a shortcut (number, epoch), or a region */
+void ff_control_complain(struct ff_dev *dev, struct ff_shm_msg about, const char *why);
 
 /* data.c */
 int ff_data_up(struct ff_dev *dev, const struct ff_shm_msg *msg, const int *fds, int n, char *why);

@@ -207,7 +207,8 @@ static void tell_faults(struct ff_dev *dev, struct ff_in *in) {
         in->told = true;
         snprintf(text, sizeof(text), "shortcut %u from %.40s is not used any more: %s", in->number,
                  in->neighbour, faults[fault]);
-        ff_control_answer(dev, 0, text);
+        ff_control_complain(dev, (struct ff_shm_msg){.number = in->number, .epoch = in->epoch},
+                            text);
     }
 }
 
@@ -282,7 +283,7 @@ static bool tick_regions(struct ff_dev *dev) {
 
             r->told = true;
             snprintf(text, sizeof(text), "region %u was taken away by its owner", r->number);
-            ff_control_answer(dev, 0, text);
+            ff_control_complain(dev, (struct ff_shm_msg){.region = r->number}, text);
         }
         if (!r->going || is_held(dev, r)) {
             busy |= r->going;
