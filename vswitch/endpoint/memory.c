@@ -100,8 +100,11 @@ struct ff_region *ff_memory_map(struct ff_dev *dev, const struct ff_shm_msg *msg
         free(r);
         return NULL;
     }
-    *r = (struct ff_region){
-        .base = at, .size = msg->size, .number = msg->region, .read_only = read_only, .fd = -1};
+    *r = (struct ff_region){.base = at,
+                            .size = msg->size,
+                            .number = msg->region,
+                            .read_only = read_only,
+                            .fd = dev->wake_fd};
     if (!ff_sigbus_watch(r)) {
         snprintf(why, FF_SHM_TEXT, "too many regions");
         munmap(at, msg->size);

@@ -46,7 +46,7 @@ struct ff_region {
     bool told;       /* the switch knows of that */
     bool going;      /* UNMAP came, which is answered when nothing is held in it */
     uint32_t serial; /* of UNMAP; 0: no answer */
-    int fd;          /* own: EAL's; else -1 */
+    int fd;          /* own: EAL's; a neighbour's: wakes the control thread */
     uint64_t offset; /* in the file */
     struct ff_region *next;
 };

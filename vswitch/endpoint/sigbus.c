@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 
 #include "net_ff.h"
@@ -22,6 +23,7 @@ static bool replace(uint8_t *at) {
 
         if (r != NULL && at >= r->base && at < r->base + r->size) {
             __atomic_store_n(&r->lost, true, __ATOMIC_RELEASE);
+            eventfd_write(r->fd, 1);
             return mmap(r->base, r->size, PROT_READ | PROT_WRITE,
                         MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == r->base;
         }
@@ -29,7 +31,7 @@ static bool replace(uint8_t *at) {
     return false;
 }
 
-/* Only async-signal-safe calls: loads, mmap, sigaction. */
+/* Only async-signal-safe calls: loads, write, mmap, sigaction. */
 static void on_sigbus(int sig, siginfo_t *info, void *context) {
     int saved = errno;
 
