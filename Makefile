@@ -6,6 +6,7 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
+DRIVER_TESTS := build/endpoint/app build/endpoint/scribbler
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
@@ -24,13 +25,13 @@ demo: build
 
 build: build/module.stamp build/proto.stamp build/endpoint/librte_net_ff.so
 
-test: build lint build/guest.stamp $(FUZZERS)
-	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/system
+test: build lint build/guest.stamp $(FUZZERS) $(DRIVER_TESTS)
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/endpoint tests/system
 	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # What takes minutes: `make test` leaves it out.
-test-long: build build/guest.stamp
-	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
+test-long: build build/guest.stamp $(DRIVER_TESTS)
+	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/endpoint tests/system
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -118,9 +119,12 @@ build/endpoint/headers.stamp: build/deps.stamp scripts/dpdk-headers
 	scripts/dpdk-headers build/endpoint/include
 	@touch $@
 
-build/endpoint/app: tests/endpoint/app.c build/deps.stamp
+# the programs of its tests
+
+$(DRIVER_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
 	@mkdir -p $(@D)
-	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g $(DPDK_CFLAGS) -o $@ $< $$(pkg-config --libs libdpdk)
+	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS) -o $@ $< \
+	    $$(pkg-config --libs libdpdk)
 
 # ---- the fuzzers: clang's libFuzzer, the same sources with the sanitizers ----
 

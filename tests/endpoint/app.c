@@ -17,7 +17,7 @@
 #define HEADER 18 /* addresses, type, number */
 #define BURST 32u
 #define HELD 8192
-#define DEADLINE 20 /* seconds that a command waits for frames at most */
+#define DEADLINE 60 /* seconds that a command waits for frames at most */
 
 static uint16_t port;
 static struct rte_mempool *pool;

@@ -7,7 +7,7 @@ import select
 import subprocess
 from pathlib import Path
 
-SECONDS = 30.0
+SECONDS = 70.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "build/endpoint/librte_net_ff.so"
 PROGRAM = REPOSITORY / "build/endpoint/app"
@@ -46,6 +46,11 @@ class Application:
         """Give a command and wait for its answer."""
         self.say(command)
         return self.hear(word or command.split()[0])
+
+    def spoke(self) -> bool:
+        """Return whether there is a line to hear."""
+        assert self.process.stdout
+        return bool(self._rest) or bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def _line(self) -> str | None:
         assert self.process.stdout

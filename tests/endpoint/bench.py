@@ -83,6 +83,8 @@ class Bench:
         """Kill what still runs."""
         for app in [*self.applications, *(c.app for c in self.containers)]:
             app.close()
+        for container in self.containers:
+            container.port.close()
 
 
 def connect(sender: Container, receiver: Container, out: int = 0, into: int = 0) -> Shortcut:

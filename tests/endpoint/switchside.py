@@ -12,11 +12,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
 
-SECONDS = 20.0  # for an answer, at most
+SECONDS = 60.0  # for an answer, at most
 MTU = 9000
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 RING_HEAD = lib.FF_RING_HEAD
@@ -44,6 +45,7 @@ class SharedFile:
     def close(self) -> None:
         """Close the file; the mapping goes with its last pointer."""
         os.close(self.fd)
+        self.fd = -1
 
 
 class Rings:
@@ -96,6 +98,7 @@ class Port:
         self.regions: list[tuple[int, int, int]] = []  # fd, offset, size
         self.first_region = 0
         self.queued: list[Message] = []
+        self.kicks: list[int] = []
         self._serial = 0
         self._files: list[SharedFile] = []
         self.listen()
@@ -234,6 +237,30 @@ class Port:
         for file in self._files:
             file.close()
         self._files.clear()
+        for kick in self.kicks:
+            os.close(kick)
+        self.kicks.clear()
+
+    def close(self) -> None:
+        """Leave no descriptor open."""
+        self._listener.close()
+        if self.sock:
+            self.hang_up()
+
+    def scribble_table(self, seed: int) -> None:
+        """Write nonsense into the table, in places that matter."""
+        random = Random(seed)
+        for _ in range(20):
+            out = self.table.out[random.randrange(4)]
+            out.mac = random.choice((bytes(6), bytes.fromhex("02000000000b"), random.randbytes(6)))
+            out.number = random.choice((0, 1, 255, 256, 65535))
+            out.max_len = random.choice((0, 100, 1 << 31, 0xFFFFFFFF))
+            out.epoch = random.choice((0, 1, 2, 3, random.getrandbits(32)))
+            entry = in_entry(self.table, random.choice((0, 1, 255)))
+            entry.state, entry.epoch = random.choice((0, 1, 2, 3, 77)), random.choice((0, 1, 2, 3))
+            entry.opened = random.getrandbits(32)
+            entry.open_at[random.randrange(256)] = random.getrandbits(32)
+        self.table.generation = random.getrandbits(32)
 
     # ---- frames, as a worker moves them
 
@@ -336,11 +363,26 @@ class Shortcut:
         self.sender.table.out[self.number_out].epoch = 0
         self.sender.table.generation += 1
 
-    def drop(self) -> None:
-        """Take it away from both ends, and free its numbers."""
+    def begin_drop(self) -> int:
+        """Take it away from the sender, and ask the receiver; returns the serial for `dropped`."""
         self.sender.do(lib.FF_MSG_DROP, number=self.number_out, flags=lib.FF_MSG_OUT)
-        self.receiver.do(lib.FF_MSG_DROP, number=self.number_in)
-        in_entry(self.receiver.table, self.number_in).state = lib.FF_IN_FREE
+        return self.receiver.ask(lib.FF_MSG_DROP, number=self.number_in)
+
+    def drop(self) -> None:
+        """Take it away from both ends."""
+        serial = self.begin_drop()
+        while not self.dropped(serial):
+            self.receiver.queued.append(self.receiver.receive())
+
+    def dropped(self, serial: int) -> bool:
+        """Return whether the receiver has nothing of it any more; its numbers are free then."""
+        for message in self.receiver.answers():
+            if message.msg.type == lib.FF_MSG_DONE and message.msg.serial == serial:
+                self.receiver.queued.remove(message)
+                in_entry(self.receiver.table, self.number_in).state = lib.FF_IN_FREE
+                self.rings.file.close()
+                return True
+        return False
 
 
 def in_entry(table: Any, number: int) -> Any:

@@ -91,9 +91,12 @@ static void look(struct ff_rxq *q, struct ff_rx_view *v) {
 }
 
 /* Whether rings that close still hold what a queue has to take first; *posted is lowered to what
- * came by the switch before that. */
-static bool is_pending(const struct ff_rxq *q, const struct ff_rx_view *v, uint32_t *posted) {
+ * came by the switch before that, and *behind says that there is some. */
+static bool is_pending(const struct ff_rxq *q, const struct ff_rx_view *v, uint32_t *posted,
+                       bool *behind) {
     bool pending = false;
+
+    *behind = false;
 
     for (uint32_t i = 0; i < v->n_closing; i++) {
         const struct ff_in_ring *r = v->closing[i].ring;
@@ -105,6 +108,7 @@ static bool is_pending(const struct ff_rxq *q, const struct ff_rx_view *v, uint3
             continue;
         before = (int32_t)(open_at(q, r, q->id) - q->post.taken);
         *posted = before <= 0 ? 0 : RTE_MIN(*posted, (uint32_t)before);
+        *behind |= before > 0;
         pending = true;
     }
     return pending;
@@ -143,19 +147,19 @@ static uint16_t take_rings(struct ff_rxq *q, struct ff_rx_view *v, bool pending,
 uint16_t ff_rx_ordered(struct ff_rxq *q, struct ff_rx_view *v, struct rte_mbuf **pkts, uint16_t n) {
     uint32_t posted;
     uint16_t got = 0;
-    bool pending;
+    bool pending, behind;
 
     if (!v->draining)
         look(q, v);
     posted = v->post_until - q->post.taken;
-    pending = is_pending(q, v, &posted);
+    pending = is_pending(q, v, &posted, &behind);
     v->blocked = false;
     if (!pending)
         got = ff_rx_posted(q, posted, pkts, n);
     got += take_rings(q, v, pending, &pkts[got], n - got);
     if (pending)
         got += ff_rx_posted(q, posted, &pkts[got], n - got);
-    else if (q->post.taken == v->post_until)
+    if (q->post.taken == v->post_until && (!pending || behind))
         v->draining = false;
     if (v->n_closing == 0 && !v->blocked && !ff_rx_changed(q))
         q->ordered = false;

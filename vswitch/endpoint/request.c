@@ -9,7 +9,7 @@
 
 #include "control.h"
 
-#define DRAIN_MS 1000 /* for the queues to take what a dropped shortcut still holds */
+#define DRAIN_MS 10000 /* for the queues to take what a dropped shortcut still holds */
 
 /* Shows the queues what has changed in dev->ins, dev->outs and dev->region; returns when no burst
  * uses what was before. */

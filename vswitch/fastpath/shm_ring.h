@@ -310,32 +310,6 @@ static inline void ff_borrow_take(struct ff_borrower *b, const struct ff_shm_des
     b->slot[d->slot].taken = d->lap;
 }
 
-/*
- * Reads and takes all buffers of the frame at descriptor i of n ready, d[FF_SHM_CHAIN_MAX].
- * Returns how many they are, or 0 with the fault.
- */
-static inline uint32_t ff_borrow_frame(struct ff_borrower *b, uint32_t i, uint32_t n,
-                                       struct ff_shm_desc *d, unsigned int *fault) {
-    for (uint32_t k = 0; k < FF_SHM_CHAIN_MAX && i + k < n; k++) {
-        *fault = ff_borrow_read(b, i + k, &d[k]);
-        if (*fault != FF_RING_GOOD)
-            return 0;
-        if (d[k].flags & FF_DESC_MARKER)
-            break;
-        ff_borrow_take(b, &d[k]);
-        if (!(d[k].flags & FF_DESC_MORE))
-            return k + 1;
-    }
-    *fault = FF_RING_CHAIN;
-    return 0;
-}
-
-/* Goes on behind the first n of those ready. */
-static inline void ff_borrow_advance(struct ff_borrower *b, uint32_t n) {
-    b->pos += n;
-    __atomic_store_n(&b->ring->used_tail, b->pos, __ATOMIC_RELAXED);
-}
-
 /* Gives a taken slot back: its buffer is the producer's again. Once each time; any thread. */
 static inline void ff_borrow_give(const struct ff_borrower *b, uint16_t slot) {
     struct ff_borrowed *s = &b->slot[slot];
@@ -343,6 +317,39 @@ static inline void ff_borrow_give(const struct ff_borrower *b, uint16_t slot) {
     /* before the mark: when the producer uses the slot again, the taker knows that it may */
     __atomic_store_n(&s->given, s->taken, __ATOMIC_RELAXED);
     __atomic_store_n(&b->mark[slot], s->taken, __ATOMIC_RELEASE);
+}
+
+/*
+ * Reads and takes all buffers of the frame at descriptor i of n ready, d[FF_SHM_CHAIN_MAX].
+ * Returns how many they are, or 0 with the fault, and holds none of them then.
+ */
+static inline uint32_t ff_borrow_frame(struct ff_borrower *b, uint32_t i, uint32_t n,
+                                       struct ff_shm_desc *d, unsigned int *fault) {
+    uint32_t k;
+
+    *fault = FF_RING_CHAIN;
+    for (k = 0; k < FF_SHM_CHAIN_MAX && i + k < n; k++) {
+        unsigned int found = ff_borrow_read(b, i + k, &d[k]);
+
+        if (found != FF_RING_GOOD)
+            *fault = found;
+        if (found != FF_RING_GOOD || (d[k].flags & FF_DESC_MARKER))
+            break;
+        ff_borrow_take(b, &d[k]);
+        if (!(d[k].flags & FF_DESC_MORE)) {
+            *fault = FF_RING_GOOD;
+            return k + 1;
+        }
+    }
+    while (k > 0)
+        ff_borrow_give(b, d[--k].slot);
+    return 0;
+}
+
+/* Goes on behind the first n of those ready. */
+static inline void ff_borrow_advance(struct ff_borrower *b, uint32_t n) {
+    b->pos += n;
+    __atomic_store_n(&b->ring->used_tail, b->pos, __ATOMIC_RELAXED);
 }
 
 /* Whether the producer shall write to the eventfd. A full barrier, then a look, must follow. */
