@@ -27,6 +27,7 @@ PMDS = (
     "net_af_packet",
     "net_tap",
 )
+NET_FF = BUILD / "endpoint/librte_net_ff.so"  # of `make build`, for memory ports; goes to where the others are
 
 DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "var")
 # Debian's merged /usr; EAL keeps its runtime files under /var/run.
@@ -57,8 +58,12 @@ def prepare() -> Path:
     return root
 
 
+def _libraries_directory() -> Path:
+    return Path("/usr/lib") / sysconfig.get_config_var("MULTIARCH")
+
+
 def _sources() -> list[Path]:
-    libraries = Path("/usr/lib") / sysconfig.get_config_var("MULTIARCH")
+    libraries = _libraries_directory()
     sources = [
         Path("/usr/bin/dpdk-testpmd"),
         BUSYBOX,
@@ -68,7 +73,9 @@ def _sources() -> list[Path]:
     for source in sources:
         if not source.exists():
             raise RootfsError(f"{source} is missing; run scripts/install-deps")
-    return sources
+    if not NET_FF.exists():
+        raise RootfsError(f"{NET_FF} is missing; run make build")
+    return [*sources, NET_FF]
 
 
 def _fingerprint(sources: Iterable[Path]) -> str:
@@ -86,7 +93,9 @@ def _fill(root: Path, sources: Iterable[Path]) -> None:
     for link, target in LINKS.items():
         (root / link).symlink_to(target)
     for source in sources:
-        _copy(root, source)
+        if source != NET_FF:
+            _copy(root, source)
+    shutil.copy(NET_FF, root / (_libraries_directory() / "dpdk/pmds-23.0").relative_to("/"))
     for library in _libraries(sources):
         _copy(root, library)
     applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()

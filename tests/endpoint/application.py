@@ -18,7 +18,19 @@ class Application:
 
     def __init__(self, *devices: str, eal: tuple[str, ...] = ("--no-huge",), program: Path = PROGRAM) -> None:
         vdevs = [word for i, device in enumerate(devices) for word in ("--vdev", f"net_ff{i},{device}")]
-        command = [program, "--no-pci", "--no-shconf", "-m", "64", "-l", "0", *eal, "-d", PLUGIN, *vdevs]
+        command: list[str | Path] = [
+            program,
+            "--no-pci",
+            "--no-shconf",
+            "-m",
+            "64",
+            "-l",
+            "0",
+            *eal,
+            "-d",
+            PLUGIN,
+            *vdevs,
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -45,7 +57,7 @@ class Application:
     def do(self, command: str, word: str | None = None) -> str:
         """Give a command and wait for its answer."""
         self.say(command)
-        return self.hear(word or command.split()[0])
+        return self.hear(word or command.split(maxsplit=1)[0])
 
     def spoke(self) -> bool:
         """Return whether there is a line to hear."""

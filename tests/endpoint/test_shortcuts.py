@@ -217,4 +217,3 @@ def test_wrong_requests_are_refused(bench: Bench) -> None:
     ):
         with pytest.raises(AssertionError, match=reason):
             b.port.do(kind, [fd], **fields)
-

@@ -127,6 +127,12 @@ static int make_copies(struct ff_dev *dev) {
     return 0;
 }
 
+/* Applications look there for which queues they may poll. */
+static void show_state(struct rte_eth_dev *eth, uint8_t state) {
+    memset(eth->data->rx_queue_state, state, eth->data->nb_rx_queues);
+    memset(eth->data->tx_queue_state, state, eth->data->nb_tx_queues);
+}
+
 static int start(struct rte_eth_dev *eth) {
     struct ff_dev *dev = eth->data->dev_private;
     uint32_t size = FF_SHM_RING_MIN;
@@ -143,11 +149,14 @@ static int start(struct rte_eth_dev *eth) {
     rc = ff_control_run(dev);
     if (rc != 0)
         FF_LOG(ERR, dev, "the switch does not start port %s: %s", dev->port, dev->error);
+    else
+        show_state(eth, RTE_ETH_QUEUE_STATE_STARTED);
     return rc;
 }
 
 static int stop(struct rte_eth_dev *eth) {
     ff_control_stop(eth->data->dev_private);
+    show_state(eth, RTE_ETH_QUEUE_STATE_STOPPED);
     return 0;
 }
 
