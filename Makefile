@@ -35,7 +35,7 @@ test-long: build build/guest.stamp $(DRIVER_TESTS)
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
-asan: build
+asan: build $(DRIVER_TESTS)
 	FFSWITCH_SANITIZE=1 $(PYTHON) setup.py -q build --build-base build/asan/base --build-lib build/asan/lib
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONPATH=build/asan/lib FFSWITCH_SANITIZE=1 \
 	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 from pathlib import Path
@@ -32,7 +33,11 @@ class Application:
             *vdevs,
         ]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # of `make asan`
         )
         self.log: list[str] = []
         self._rest = b""

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.endpoint.application import Application
 from tests.endpoint.switchside import Port, Shortcut, map_neighbour
+from vswitch.slowpath.types import MemConf
 
 POOL = 4095  # mbufs of an application
 
@@ -14,10 +16,19 @@ POOL = 4095  # mbufs of an application
 class Container:
     """An application with one device, and its port."""
 
-    def __init__(self, directory: Path, name: str, number: int, queues: str, eal: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        number: int,
+        queues: str = "1 1 64",
+        *,
+        eal: tuple[str, ...] = ("--no-huge",),
+        attach: Callable[[MemConf], None] | None = None,
+    ) -> None:
         self.mac = f"02:00:00:00:00:{number:02x}"
         self.first_region = 16 * number
-        self.queues = queues
+        self._attach = attach
         self.port = Port(directory, name, self.mac)
         self.app = Application(f"path={self.port.path}", eal=eal)
         self.port.welcome()
@@ -28,7 +39,7 @@ class Container:
     def start(self) -> None:
         """Start the device."""
         self.app.say("start")
-        self.port.start(self.first_region)
+        self.port.start(self.first_region, self._attach)
         assert self.app.hear("start") == "0"
         assert self.app.do("link 1") == "1"
 
@@ -69,7 +80,10 @@ class Bench:
 
     def container(self, name: str, queues: str = "1 1 64", eal: tuple[str, ...] = ("--no-huge",)) -> Container:
         """Start a container: `queues` are receive queues, transmit queues, and descriptors."""
-        container = Container(self.directory, name, len(self.containers) + 1, queues, eal)
+        return self.add(Container(self.directory, name, len(self.containers) + 1, queues, eal=eal))
+
+    def add(self, container: Container) -> Container:
+        """Kill it at the end."""
         self.containers.append(container)
         return container
 

@@ -10,12 +10,13 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from vswitch._ff import ffi, lib
+from vswitch.slowpath.types import MemConf, MemFile
 
 SECONDS = 60.0  # for an answer, at most
 MTU = 9000
@@ -189,8 +190,8 @@ class Port:
 
     # ---- a start
 
-    def start(self, first_region: int) -> None:
-        """Take REGIONs and START, and answer RINGS."""
+    def start(self, first_region: int, attach: Callable[[MemConf], None] | None = None) -> None:
+        """Take REGIONs and START, and answer RINGS; `attach` lets a real switch have the rings before."""
         start = self.expect(lib.FF_MSG_START).msg
         for message in [m for m in self.queued if m.msg.type == lib.FF_MSG_REGION]:
             self.queued.remove(message)
@@ -207,6 +208,10 @@ class Port:
         self.kicks = [os.eventfd(0) for _ in range(self.n_tx)]
         self.taken = [0] * self.n_tx
         self.filled = [0] * self.n_rx
+        if attach:
+            files = tuple(MemFile(*region) for region in self.regions)
+            shape = (self.n_rx, self.n_tx, self.ring_size)
+            attach(MemConf(files, first_region, *shape, self.rings.file.fd, table.fd, tuple(self.kicks)))
         self.send(lib.FF_MSG_RINGS, [self.rings.file.fd, table.fd, *self.kicks], region=first_region)
 
     def refuse_start(self, text: str) -> None:

@@ -83,7 +83,7 @@ def test_a_chain_copies_nothing(bench: Bench) -> None:
     connect(a, b)
     to_c = connect(b, c)
     for region in range(len(a.port.regions)):
-        b.port.send(lib.FF_MSG_GRANT, number=to_c.number_out, region=a.first_region + region)
+        b.port.do(lib.FF_MSG_GRANT, number=to_c.number_out, region=a.first_region + region)
     for number in range(200):
         a.send(b, number, 1, 1500, "2 plain")
         b.receive(1, hold=True)
@@ -111,7 +111,7 @@ def test_a_loop_ends_in_a_copy(bench: Bench) -> None:
     connect(a, b)
     back = connect(b, a)
     for region in range(len(a.port.regions)):
-        b.port.send(lib.FF_MSG_GRANT, number=back.number_out, region=a.first_region + region)
+        b.port.do(lib.FF_MSG_GRANT, number=back.number_out, region=a.first_region + region)
     forth = (a, b)
     a.send(b, 3, 1)
     for hop in range(1, lib.FF_SHM_HOPS + 2):
