@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,10 @@ def test_a_flow_changes_its_path(pair: Pair) -> None:
     pair.b.app.say(f"sink {FRAMES}")
     pair.a.app.say(f"flow {pair.b.mac} {FRAMES - 1} 100")
     while not pair.a.app.spoke():
-        pair.close(*pair.open())
+        rings, shortcut = pair.open()
+        while rings.rings.head(0).tail == 0 and not pair.a.app.spoke():
+            time.sleep(0.001)
+        pair.close(rings, shortcut)
     assert pair.a.app.hear("sent") == str(FRAMES - 1)
     while not pair.b.app.spoke():
         pair.a.send(pair.b, FRAMES - 1, 1)
