@@ -1,4 +1,4 @@
-# cffi generates this module; fastpath.py and packing.py are the only ones that touch it.
+# cffi generates this module; only fastpath.py, packing.py, and of memory/ wire.py and files.py touch it.
 from typing import Any
 
 ffi: Any
