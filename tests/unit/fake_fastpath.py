@@ -71,7 +71,9 @@ class FakeFastPath:
         self.uplinks: dict[int, Uplink] = {}
         self.remotes: dict[int, Remote] = {}
         self.attached: dict[int, MemConf] = {}
-        self.shortcuts: dict[int, tuple[Shortcut, bool]] = {}  # by epoch; whether it is open
+        self.shortcuts: dict[int, str] = {}  # by epoch: open, closed
+        self.last_epoch = 0
+        self.shortcut_calls: list[tuple[str, Shortcut]] = []
         self.refuse_memory = ""  # why mem_attach fails
         self.refuse_shortcuts = ""  # why shortcut_open fails
         self.refuse_ports = ""  # why port_add fails
@@ -116,14 +118,14 @@ class FakeFastPath:
         port_id = next(n for n in range(1, 1024) if n not in self.ports)
         self.ports[port_id] = config
         self.limits[port_id] = (config.mtu, config.upcall_budget)
-        waits = config.type in {PortType.VHOST_USER, PortType.FF}
+        waits = config.type in (PortType.VHOST_USER, PortType.FF)
         self.states[port_id] = PortState.WAITING if waits else PortState.READY
         return port_id
 
     def port_del(self, port_id: int, /) -> None:
+        assert port_id not in self.attached
         for table in (self.ports, self.states, self.limits):
             del table[port_id]
-        self.attached.pop(port_id, None)
         self._events = [event for event in self._events if event.port_id != port_id]
 
     def port_set_mtu(self, port_id: int, mtu: int, /) -> None:
@@ -209,37 +211,36 @@ class FakeFastPath:
         self.placed[port_id, queue] = worker
 
     def mem_attach(self, port_id: int, conf: MemConf, /) -> None:
-        if self.refuse_memory or port_id in self.attached:
-            raise FastPathError(self.refuse_memory or "a container has it already")
-        self.calls.append("mem_attach")
+        if self.refuse_memory:
+            raise FastPathError(self.refuse_memory)
+        assert self.ports[port_id].type is PortType.FF and port_id not in self.attached
         self.attached[port_id] = conf
         self.set_state(port_id, PortState.READY)
-        self.told.set()
 
     def mem_detach(self, port_id: int, /) -> None:
-        self.calls.append("mem_detach")
-        if self.attached.pop(port_id, None) is not None:
-            self.set_state(port_id, PortState.WAITING)
-        self.told.set()
+        del self.attached[port_id]
+        still = [s for _, s in self.shortcut_calls if self.shortcuts.get(s.epoch) == "open"]
+        assert all(port_id not in (s.sender, s.receiver) for s in still), "its shortcuts must have been closed before"
+        self.set_state(port_id, PortState.WAITING, "no container is connected")
 
     def shortcut_open(self, shortcut: Shortcut, /) -> None:
         if self.refuse_shortcuts:
             raise FastPathError(self.refuse_shortcuts)
-        assert shortcut.epoch > max(self.shortcuts, default=0)
-        self.calls.append("shortcut_open")
-        self.shortcuts[shortcut.epoch] = (shortcut, True)
+        assert shortcut.epoch > self.last_epoch
+        self.last_epoch = shortcut.epoch
+        self.shortcuts[shortcut.epoch] = "open"
+        self.shortcut_calls.append(("open", shortcut))
         self.told.set()
 
     def shortcut_close(self, shortcut: Shortcut, /) -> None:
-        self.calls.append("shortcut_close")
-        if shortcut.epoch in self.shortcuts:
-            self.shortcuts[shortcut.epoch] = (shortcut, False)
+        assert self.shortcuts[shortcut.epoch] == "open"
+        self.shortcuts[shortcut.epoch] = "closed"
+        self.shortcut_calls.append(("close", shortcut))
         self.told.set()
 
     def shortcut_free(self, shortcut: Shortcut, /) -> None:
-        _, is_open = self.shortcuts.pop(shortcut.epoch, (shortcut, False))
-        assert not is_open
-        self.calls.append("shortcut_free")
+        assert self.shortcuts.pop(shortcut.epoch) == "closed"
+        self.shortcut_calls.append(("free", shortcut))
         self.told.set()
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:

@@ -39,7 +39,7 @@ class Bench:
         self.core = SwitchCore()
         self.now = 0.0
         self.switch = Switch(self.fake, self.core, run_dir, check_devargs=check_devargs, clock=lambda: self.now)
-        overlay = OverlayApi(Uplinks(self.switch), None)
+        overlay = OverlayApi(self.switch, Uplinks(self.switch), None)
         self.server = Server(Api(self.switch, Settings(), "DPDK 22.11.11", overlay).methods())
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -139,12 +139,16 @@ async def test_settings(bench: Bench) -> None:
         "idle_spin": 20,
         "idle_sleep": "0",
         "auto_lb": "false",
+        "shortcut_rate": "0",
+        "shortcut_idle": 5,
         "log_level": "warning",
     }
     changed = values | {"mac_age": 60.0, "flow_idle": 5.0, "idle_sleep": 0, "auto_lb": False}
+    changed |= {"shortcut_rate": 0.0, "shortcut_idle": 5.0}
     assert await bench.call("switch.set", values=values) == changed == await bench.call("switch.get")
     assert (bench.core.mac_age, bench.core.flow_idle, bench.fake.idle) == (60.0, 5.0, (20, 0))
     assert not bench.switch.workers.auto_lb
+    assert (bench.switch.shortcuts.rate, bench.switch.shortcuts.core.idle) == (0.0, 5.0)
     assert (await bench.error("switch.set", values={"flow_idle": 7, "mac_age": 0}))[0] == -32602
     assert await bench.call("switch.get") == changed
 
@@ -271,7 +275,7 @@ async def test_capture_stream(bench: Bench, tmp_path: Path, end: str) -> None:
     reader, writer = await bench.open()
     writer.write(b'{"id": 1, "method": "capture", "params": {"port": "a", "snaplen": 100, "direction": "rx"}}\n')
     async with asyncio.timeout(DEADLINE):
-        assert json.loads(await reader.readuntil(b"\n"))["result"] == {"ok": True}
+        assert json.loads(await reader.readuntil(b"\n"))["result"] == {"ok": True, "shortcuts": 0}
     await tapped(bench, 1)
     assert bench.fake.tapped[1] == (TAP_RX, 100)
     bench.fake.tap(

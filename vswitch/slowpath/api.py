@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from vswitch import __version__
 from vswitch.slowpath import stats
 from vswitch.slowpath.api_overlay import OverlayApi
+from vswitch.slowpath.api_shortcuts import ShortcutApi
 from vswitch.slowpath.capture import SNAPLEN_MAX, Capture
 from vswitch.slowpath.counters import WorkerStats
 from vswitch.slowpath.errors import BadParams, SwitchError
@@ -28,6 +30,7 @@ from vswitch.slowpath.types import ActionType, Flow
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WAIT_MAX_S = 3600.0
 IDLE_MAX_US = 100_000
+RATE_MAX = 1e9
 
 _SWITCH = {"true": True, "false": False}
 _DIRECTIONS = {"both": TAP_RX | TAP_TX, "rx": TAP_RX, "tx": TAP_TX}
@@ -41,6 +44,8 @@ class Settings:
     flow_idle: float = 10.0
     idle_spin: int = 50  # an idle worker sleeps after so long
     idle_sleep: int = 100  # and so long at most, when nothing can wake it; 0: it never sleeps
+    shortcut_rate: float = 1000.0  # packets/s of a flow that gets a shortcut; 0: its first packet does
+    shortcut_idle: float = 30.0  # a shortcut that carries nothing for so long ends
     auto_lb: bool = True  # receive queues move between workers by load
     log_level: str = "info"
 
@@ -63,6 +68,10 @@ def change_settings(settings: Settings, values: object) -> Settings:
             settings = replace(settings, idle_sleep=whole_number(0, IDLE_MAX_US)(key, value))
         elif key == "auto_lb":
             settings = replace(settings, auto_lb=flag({key: _SWITCH.get(str(value).lower(), value)}, key))
+        elif key == "shortcut_rate":
+            settings = replace(settings, shortcut_rate=number(key, value, 0, RATE_MAX))
+        elif key == "shortcut_idle":
+            settings = replace(settings, shortcut_idle=number(key, value, 1, 86400))
         elif key == "mac_age":
             settings = replace(settings, mac_age=number(key, value, 1, 86400))
         else:
@@ -78,6 +87,7 @@ class Api:
         self._settings = settings
         self._dpdk_version = dpdk_version
         self._overlay = overlay
+        self._shortcuts = ShortcutApi(switch)
         self._started = time.monotonic()
         self._trace = Tracer(switch)
         self.apply_settings()
@@ -122,6 +132,7 @@ class Api:
             "ips": list(told_ips(entry.config)),
             "vni": entry.config.vni,
             "endpoint": self._overlay.placement(entry),
+            "shortcuts": self._shortcuts.of_port(entry),
             "warnings": self._switch.port_warnings(entry),
         }
         if not entry.id:
@@ -164,6 +175,8 @@ class Api:
         self._switch.core.flow_idle = self._settings.flow_idle
         self._switch.fast_path.idle_set(self._settings.idle_spin, self._settings.idle_sleep)
         self._switch.workers.auto_lb = self._settings.auto_lb
+        self._switch.shortcuts.rate = self._settings.shortcut_rate
+        self._switch.shortcuts.core.idle = self._settings.shortcut_idle
         logging.getLogger().setLevel(self._settings.log_level.upper())
 
     async def _show(self, params: Params, client: Client) -> object:
@@ -185,7 +198,12 @@ class Api:
         entries = [only] if only else self._switch.ports.values()
         fast_path = self._switch.fast_path
         return {
-            "ports": {e.config.name: stats.port_to_json(fast_path.port_stats(e.id)) for e in entries if e.id},
+            "ports": {
+                e.config.name: stats.port_to_json(fast_path.port_stats(e.id))
+                | {"shortcuts": self._shortcuts.traffic(e)}
+                for e in entries
+                if e.id
+            },
             "workers": [stats.worker_to_json(worker, load) for worker, load in self._workers_and_loads()],
             "totals": self._totals(),
             "warnings": self._warnings(entries),
@@ -266,7 +284,7 @@ class Api:
             for handle, flow in self._switch.core.flows().items()
             if only is None or _concerns(flow, only.id)
         ]
-        return self._flows_json(flows)
+        return itertools.chain(self._flows_json(flows), self._shortcuts.flows(only))
 
     def _flows_json(self, flows: list[tuple[int, Flow]]) -> Iterator[object]:
         port = self._switch.port_label
@@ -318,7 +336,9 @@ class Api:
         kinds = _DIRECTIONS.get(str(params.get("direction", "both")))
         if kinds is None:
             raise BadParams(f"direction: say {', '.join(_DIRECTIONS)}")
-        return Stream({"ok": True}, lambda: self._run_capture(entry, snaplen, kinds, client))
+        # They go through the switch as long as the capture runs: it would miss their packets.
+        shortcuts = self._switch.shortcuts.count(entry.id)
+        return Stream({"ok": True, "shortcuts": shortcuts}, lambda: self._run_capture(entry, snaplen, kinds, client))
 
     async def _run_capture(self, entry: PortEntry, snaplen: int, kinds: int, client: Client) -> None:
         taps = self._switch.taps

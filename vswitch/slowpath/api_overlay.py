@@ -6,10 +6,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from controller.explain import decision_json
+from vswitch.slowpath.agent.report import is_endpoint
+from vswitch.slowpath.api_shortcuts import ShortcutApi
 from vswitch.slowpath.errors import BadParams, SwitchError
+from vswitch.slowpath.memory.rules import pair_of_ports
 from vswitch.slowpath.ports import endpoint_name
 from vswitch.slowpath.rpc import Client, Params
-from vswitch.slowpath.switch import PortEntry
+from vswitch.slowpath.switch import PortEntry, Switch
 from vswitch.slowpath.uplinks import RemoteView, Uplinks
 
 if TYPE_CHECKING:
@@ -22,8 +26,9 @@ _PLACE_S = 5.0
 class OverlayApi:
     """Answers from the uplinks and, where there are controllers, the agent."""
 
-    def __init__(self, uplinks: Uplinks, agent: Agent | None) -> None:
-        self._uplinks, self._agent = uplinks, agent
+    def __init__(self, switch: Switch, uplinks: Uplinks, agent: Agent | None) -> None:
+        self._switch, self._uplinks, self._agent = switch, uplinks, agent
+        self._shortcuts = ShortcutApi(switch)
 
     def placement(self, entry: PortEntry) -> dict[str, Any] | None:
         """What the controller says to a port."""
@@ -57,9 +62,17 @@ class OverlayApi:
             if params.get(key) is None:
                 raise BadParams(f"{key} is missing: an endpoint's name")
             names.append(endpoint_name(key, params[key]))
+        return self._decision(*names) | {"shortcuts": self._shortcuts.pair(*names)}
+
+    def _decision(self, source: str, destination: str) -> dict[str, Any]:
+        ends = [self._switch.ports.get(name) for name in (source, destination)]
+        configs = [entry.config for entry in ends if entry is not None]
+        if len(configs) == len(ends) and (self._agent is None or not any(map(is_endpoint, configs))):
+            return decision_json(pair_of_ports(*configs))
         if self._agent is None:
-            raise SwitchError("this host has no controller: start ffswitchd with --controller")
-        return self._agent.explain(names[0], names[1])
+            unknown = source if ends[0] is None else destination
+            raise SwitchError(f"there is no port {unknown}, and this host has no controller that knows other endpoints")
+        return self._agent.explain(source, destination)
 
 
 def _remote(view: RemoteView) -> dict[str, object]:

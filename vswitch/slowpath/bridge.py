@@ -38,6 +38,12 @@ class Member(NamedTuple):
     mirror: int  # port that gets a copy of what this one sends and receives, NO_PORT: none is there and up
     is_mirror: bool  # other ports' copies go here, so it takes no part in bridging
 
+    @property
+    def untagged(self) -> Segment | None:
+        """Where its untagged frames belong."""
+        vlan = self.vlans.classify(Tag(0, 0))
+        return Segment(self.network, vlan) if vlan is not None else None
+
     def bridges(self, segment: Segment) -> bool:
         """Whether a bridge's frames of the segment may come and go here; a tunnel's go to one endpoint only."""
         if self.is_mirror or self.tunnel or self.uplink:
@@ -141,6 +147,22 @@ class Bridge:
         if port.tunnel:
             return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
         return self._forward(frame, verdict, fdb)
+
+    def bends(self, sender: int, receiver: int, mac: bytes, fdb: Fdb) -> str:
+        """Why untagged frames for `mac` from one port do not go to another, as they are and nowhere else; or ""."""
+        one, other = self._members.get(sender), self._members.get(receiver)
+        if one is None or other is None or not (one.up and other.up):
+            return "a port is down"
+        if any(m.mirror != NO_PORT or m.is_mirror for m in (one, other)):
+            return "a port is mirrored"
+        segment = one.untagged
+        if segment is None or not (one.bridges(segment) and other.bridges(segment)):
+            return "the ports share no network and VLAN for untagged frames"
+        if output_actions(segment.vlan, Tag(0, 0), [(receiver, other.vlans)]) != (Action(ActionType.OUTPUT, receiver),):
+            return "frames change their VLAN tag on the way"
+        told = self.overlay.at(segment.network, mac) if self.overlay.controls(segment.network) else None
+        where = told.port if told is not None else fdb.port_of(Station(segment, mac))
+        return "" if where == receiver else f"{mac.hex(':')} is not there"
 
     def _underlay(self, port: Member, key: Key) -> Verdict:
         """What an uplink receives that is no tunnel's. Who resolves next hops there has a look at ARP and ND."""

@@ -50,6 +50,7 @@ class SwitchCore:
         self._responder = Responder(self._bridge)
         self._quota_told: set[int] = set()
         self._full_told = False
+        self.revision = 0  # grows with whatever may change a decision
 
     @property
     def mac_age(self) -> float:
@@ -154,6 +155,21 @@ class SwitchCore:
         self._learn_ip(key, src)
         return commands
 
+    def announced(self, port_id: int, mac: bytes, now: float) -> list[Command]:
+        """A container has this address, whether or not it ever sends: it is learned as from an untagged frame."""
+        port = self._bridge.member(port_id)
+        segment = port.untagged if port is not None else None
+        if port is None or segment is None or not port.bridges(segment) or self.overlay.controls(port.network):
+            return []
+        station = Station(segment, mac)
+        before = self._fdb.port_of(station)
+        match self._fdb.learn(station, port_id, port.quota, now):
+            case Admission.NEW:
+                return self._station_changed(station)
+            case Admission.MOVE:
+                return [*self._move_notices(station, before, port_id), *self._station_changed(station)]
+        return []
+
     def _learn_ip(self, key: Key, src: Station) -> None:
         if key.eth_type == EthType.ARP:
             self._fdb.learn_ip(src, key.in_port, key.ip_src[:4], authoritative=True)
@@ -255,6 +271,20 @@ class SwitchCore:
         find = self._flows.from_station if source else self._flows.to_station
         return {handle for station in stations for handle in find(station)}
 
+    # ---- shortcuts past the switch --------------------------------------------
+
+    def bends(self, sender: int, receiver: int, mac: bytes) -> str:
+        """Why untagged frames for `mac` from one port do not go to another, as they are and nowhere else; or ""."""
+        return self._bridge.bends(sender, receiver, mac, self._fdb)
+
+    def heard(self, port_id: int, now: float, mac: bytes | None = None) -> None:
+        """A port sends or takes what the switch does not see: its untagged addresses (or this one) are alive."""
+        port = self._bridge.member(port_id)
+        segment = port.untagged if port is not None else None
+        for station in self._fdb.on_port(port_id):
+            if station.segment == segment and mac in (None, station.mac):
+                self._fdb.refresh(station, port_id, now)
+
     # ---- time and statistics -----------------------------------------------
 
     def flow_stats(self, stats: Mapping[int, FlowStats], now: float) -> list[Command]:
@@ -309,6 +339,7 @@ class SwitchCore:
 
     def _revalidate(self, handles: Iterable[int]) -> list[Command]:
         """Gives flows the actions of a fresh decision, or deletes those that must be seen anew."""
+        self.revision += 1
         commands: list[Command] = []
         for handle in sorted(handles):
             flow = self._flows.all()[handle]

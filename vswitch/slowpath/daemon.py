@@ -20,7 +20,7 @@ import sdnotify
 
 from vswitch import __version__
 from vswitch.slowpath import drivers, eal, state
-from vswitch.slowpath.api import IDLE_MAX_US, LOG_LEVELS, Api, Settings
+from vswitch.slowpath.api import IDLE_MAX_US, LOG_LEVELS, RATE_MAX, Api, Settings
 from vswitch.slowpath.api_overlay import OverlayApi
 from vswitch.slowpath.core import SwitchCore
 from vswitch.slowpath.errors import BadParams, StartError
@@ -137,7 +137,7 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
     except StartError:
         switch.fast_path.stop()
         raise
-    api = Api(switch, options.settings, FastPath.dpdk_version(), OverlayApi(uplinks, agent))
+    api = Api(switch, options.settings, FastPath.dpdk_version(), OverlayApi(switch, uplinks, agent))
     server = Server(api.methods())
     systemd = sdnotify.SystemdNotifier()
     try:
@@ -167,6 +167,7 @@ async def _serve(switch: Switch, ports: tuple[PortConfig, ...], options: Options
         if agent is not None:
             await agent.stop()
         await uplinks.stop()
+        switch.memory.close_all()
         switch.fast_path.stop()
 
 
@@ -206,6 +207,15 @@ def _start_logging(level: str) -> None:
 @click.option("--mac-age", type=click.FloatRange(1, 86400), default=300, show_default=True, metavar="SECS")
 @click.option("--flow-idle", type=click.FloatRange(1, 86400), default=10, show_default=True, metavar="SECS")
 @click.option(
+    "--shortcut-rate",
+    type=click.FloatRange(0, RATE_MAX),
+    default=1000,
+    show_default=True,
+    metavar="PPS",
+    help="A flow of so many packets/s between memory ports gets a shortcut; 0: its first packet does.",
+)
+@click.option("--shortcut-idle", type=click.FloatRange(1, 86400), default=30, show_default=True, metavar="SECS")
+@click.option(
     "--idle-sleep",
     type=click.IntRange(0, IDLE_MAX_US),
     default=100,
@@ -234,6 +244,8 @@ def main(  # noqa: PLR0917 (click passes them by name)
     mbufs: int,
     mac_age: float,
     flow_idle: float,
+    shortcut_rate: float,
+    shortcut_idle: float,
     idle_sleep: int,
     controller: str | None,
     host_name: str | None,
@@ -252,7 +264,14 @@ def main(  # noqa: PLR0917 (click passes them by name)
         cpus=chosen,
         memory=eal.choose_memory(memory, no_huge or None, mbufs, eal.free_huge_mb()),
         mbufs=mbufs,
-        settings=Settings(mac_age, flow_idle, idle_sleep=idle_sleep, log_level=log_level),
+        settings=Settings(
+            mac_age,
+            flow_idle,
+            idle_sleep=idle_sleep,
+            shortcut_rate=shortcut_rate,
+            shortcut_idle=shortcut_idle,
+            log_level=log_level,
+        ),
         controller=Controller(controller, host_name or socket.gethostname(), join_token or "", state_dir.absolute())
         if controller
         else None,

@@ -21,6 +21,7 @@ class Installer:
     def __init__(self, fast_path: FastPathApi) -> None:
         self._fast_path = fast_path
         self.on_uplink_frame: Callable[[UplinkFrame], None] | None = None
+        self.after: Callable[[], None] = lambda: None  # after each execute()
         self._ids: dict[int, int] = {}
         self._handles: dict[int, int] = {}
         self._refused = False  # a full table refuses packet after packet: one line when it begins is enough
@@ -55,6 +56,7 @@ class Installer:
             self._fast_path.finish(verdicts)
         for frame in frames:
             self._send(frame)
+        self.after()
 
     def _send(self, frame: SendFrame) -> None:
         try:

@@ -17,6 +17,8 @@ from vswitch.slowpath.types import PortConfig, PortType
 MAX_QUEUES = 16  # FF_MAX_QUEUES
 MTU_MIN, MTU_MAX = 68, 65535  # RFC 791: every IPv4 link carries 68 bytes
 VID_MAX = 4094  # IEEE 802.1Q: 4095 is reserved
+MEMORY_MODES = ("read-write", "read-only")
+SHORTCUTS_MAX = 256  # FF_SHM_SHORTCUTS
 # struct sockaddr_un holds 108 bytes, one of which ends the path (unix(7)).
 SOCKET_PATH_MAX = 107
 
@@ -28,7 +30,7 @@ _DECIMAL = re.compile(r"[0-9]{1,10}")
 _PORT_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=[A-Za-z0-9_.-]{0,63}")
 
 # vxlan ports come and go with the controller's networks.
-_USER_TYPES = (PortType.VHOST_USER, PortType.PMD)
+_USER_TYPES = (PortType.VHOST_USER, PortType.PMD, PortType.FF)
 
 _RULES = "letters, digits, '_', '.' and '-', the first a letter or digit"
 
@@ -159,6 +161,12 @@ def _type(key: str, value: object) -> PortType:
     return PortType(name)
 
 
+def _memory(key: str, value: object) -> str:
+    if value not in MEMORY_MODES:
+        raise BadParams(f"{key}: {_show(value)} is not how memory is lent: say {' or '.join(MEMORY_MODES)}")
+    return str(value)
+
+
 def _role(key: str, value: object) -> str:
     if value not in ("client", "server"):
         raise BadParams(f"{key}: {_show(value)} is not the switch's role: say client or server")
@@ -230,6 +238,8 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "mac_quota": whole_number(0, 1_000_000),
     "upcall_budget": whole_number(1, 65535),
     "rxq_affinity": _rxq_affinity,
+    "memory": _memory,
+    "shortcut_quota": whole_number(0, SHORTCUTS_MAX),
     "uplink": _interfaces,
     "uplink_gateway": _ips,
     "assigned_mac": _mac,
@@ -237,7 +247,8 @@ _READERS: dict[str, Callable[[str, object], object]] = {
 }
 
 _ASSIGNED = frozenset({"assigned_mac", "assigned_ips"})
-_SET_ONLY = frozenset({"mirror", "mac_quota", "upcall_budget", "rxq_affinity", "uplink", "uplink_gateway"})
+_FF_ONLY = frozenset({"memory", "shortcut_quota"})
+_SET_ONLY = frozenset({"mirror", "mac_quota", "upcall_budget", "rxq_affinity", "uplink", "uplink_gateway"}) | _FF_ONLY
 ADD_KEYS = frozenset(_READERS) - _ASSIGNED - _SET_ONLY
 SET_KEYS = frozenset(_READERS) - _ASSIGNED - {"name", "type", "socket", "role", "devargs", "queues"}
 
@@ -248,9 +259,9 @@ def default_mac(name: str) -> str:
     return raw.hex(":")
 
 
-def default_socket(run_dir: Path, name: str) -> str:
-    """Where a vhost-user port's socket lies unless told otherwise."""
-    return str(run_dir / "ports" / name / "vhost.sock")
+def default_socket(run_dir: Path, name: str, kind: PortType = PortType.VHOST_USER) -> str:
+    """Where a port's socket lies unless told otherwise."""
+    return str(run_dir / "ports" / name / ("ff.sock" if kind is PortType.FF else "vhost.sock"))
 
 
 def _check_keys(where: str, given: Mapping[str, object], known: frozenset[str]) -> None:
@@ -270,6 +281,8 @@ def _check(config: PortConfig) -> PortConfig:
             raise BadParams(f"port {config.name}: a pmd port needs devargs, such as net_af_packet0,iface=eth0")
         if config.socket or config.role != "client":
             raise BadParams(f"port {config.name}: a pmd port has neither socket nor role")
+    elif config.type is PortType.FF and (config.role != "client" or config.uplink):
+        raise BadParams(f"port {config.name}: an ff port has no role, and is no uplink")
     elif config.devargs:
         raise BadParams(f"port {config.name}: devargs are for pmd ports: say type pmd, or leave them out")
     if config.tag and (config.trunks or config.native_vlan):
@@ -303,7 +316,9 @@ def read_port(given: Mapping[str, object], run_dir: Path) -> PortConfig:
     config = _check(PortConfig(**_read(given)))  # type: ignore[arg-type]
     if config.type is PortType.PMD:
         return config
-    socket = config.socket or default_socket(run_dir, config.name)
+    if config.type is PortType.FF and config.socket:
+        raise BadParams(f"port {config.name}: an ff port's socket is ff.sock in its directory: leave it out")
+    socket = config.socket or default_socket(run_dir, config.name, config.type)
     check_socket_length(socket)
     return replace(config, socket=socket, mac=config.mac or default_mac(config.name))
 
@@ -311,6 +326,8 @@ def read_port(given: Mapping[str, object], run_dir: Path) -> PortConfig:
 def change_port(config: PortConfig, values: Mapping[str, object]) -> PortConfig:
     """`config` with port.set's `values`; raises BadParams."""
     _check_keys("port.set", values, SET_KEYS)
+    if config.type is not PortType.FF and (wrong := sorted(values.keys() & _FF_ONLY)):
+        raise BadParams(f"port {config.name}: {wrong[0]} is a setting of ff ports")
     return _check(replace(config, **_read(values)))  # type: ignore[arg-type]
 
 

@@ -22,6 +22,10 @@ from vswitch.slowpath.errors import SwitchError, one_line
 from vswitch.slowpath.fastpath import FastPathError
 from vswitch.slowpath.install import Installer
 from vswitch.slowpath.interfaces import FastPathApi
+from vswitch.slowpath.memory.numbers import Epochs
+from vswitch.slowpath.memory.ports import MemoryPorts
+from vswitch.slowpath.memory.rules import PairRules
+from vswitch.slowpath.memory.shortcuts import Shortcuts
 from vswitch.slowpath.ports import change_port, differences
 from vswitch.slowpath.progress import Progress, Subject
 from vswitch.slowpath.stats import Counters
@@ -29,6 +33,7 @@ from vswitch.slowpath.taps import TapHub
 from vswitch.slowpath.types import (
     Action,
     ActionType,
+    AddFlow,
     Command,
     DelFlow,
     Drop,
@@ -98,6 +103,9 @@ class Switch:
         self.flows = Installer(fast_path)
         self.taps = TapHub(fast_path)
         self.workers = Workers(fast_path, self._config_of, clock)
+        self.rules = PairRules(self._config_of, core, self.taps.watched)
+        self.shortcuts = Shortcuts(fast_path, self.rules, core, Epochs(run_dir / "epochs"), clock)
+        self.memory = MemoryPorts(fast_path, self.shortcuts, self._memory_state, self._announced)
         self.ports: dict[str, PortEntry] = {}
         self._by_id: dict[int, PortEntry] = {}
         self._state_file = run_dir / "state.json"
@@ -106,6 +114,9 @@ class Switch:
         self._changed = asyncio.Event()
         self.watchers: list[Callable[[str], None]] = []  # told the name of each port that comes, goes or changes
         self._progress = Progress()
+        self._revision = core.revision
+        self.flows.after = self._after_commands
+        self.taps.on_change = self.shortcuts.changed
 
     # ---- ports --------------------------------------------------------------
 
@@ -176,11 +187,11 @@ class Switch:
                 self._check_devargs(config.devargs)
             except DevargsError as error:
                 raise SwitchError(f"port {config.name}: {error}") from None
-        elif config.type is PortType.VHOST_USER:
+        elif config.type in (PortType.VHOST_USER, PortType.FF):
             directory = self._directory(config.name)
             if portdir.make(directory):
                 undo.callback(portdir.remove, directory)
-            portdir.check_socket(Path(config.socket), server=config.role == "server")
+            portdir.check_socket(Path(config.socket), server=config.role == "server" or config.type is PortType.FF)
         try:
             port_id = self.fast_path.port_add(config)
             undo.callback(self.fast_path.port_del, port_id)
@@ -195,6 +206,8 @@ class Switch:
         self._by_id[port_id] = entry
         undo.callback(self._detach, entry)
         self.flows.execute(commands)
+        if config.type is PortType.FF:
+            self.memory.open(port_id, config)
         self.taps.port_added(port_id)
         self._pin(entry)
         self._tell_change()
@@ -209,6 +222,7 @@ class Switch:
 
     def _detach(self, entry: PortEntry) -> None:
         """Take a port out of everything but the fast path, so that no flow leads to it any more."""
+        self.memory.close(entry.id)
         self.taps.port_removed(entry.id)
         self.flows.execute(self.core.port_removed(entry.id, self._clock()))
         del self._by_id[entry.id]
@@ -279,7 +293,9 @@ class Switch:
                 self._apply_limits(entry)
             raise SwitchError(f"port {name}: {error}") from None
         if entry.id:
+            self.memory.change(entry.id, config)
             self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
+            self.memory.announce(entry.id)
             if config.rxq_affinity != before.rxq_affinity:
                 self._pin(entry)
         self._tell_watchers(name)
@@ -344,16 +360,38 @@ class Switch:
             entry = self._by_id.get(event.port_id)
             if entry is None:
                 continue
-            was_up = entry.up
-            if event.state is not entry.state:
-                entry.since = time.time()
-                why = f" ({event.reason})" if event.reason else ""
-                log.info("port %s: %s%s", entry.config.name, event.state.label, why)
-            entry.state, entry.reason = event.state, event.reason
-            if entry.up is not was_up:
-                self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
+            if entry.config.type is PortType.FF and event.state is not PortState.READY:
+                # How far its container is, its socket knows better.
+                if event.state is PortState.LOST:
+                    self.memory.broken(entry.id, event.reason)
+                continue
+            self._set_state(entry, event.state, event.reason)
         self._tell_change()
         self._pass_log()
+
+    def _set_state(self, entry: PortEntry, state: PortState, reason: str) -> None:
+        was_up = entry.up
+        if state is not entry.state:
+            entry.since = time.time()
+            why = f" ({reason})" if reason else ""
+            log.info("port %s: %s%s", entry.config.name, state.label, why)
+        entry.state, entry.reason = state, reason
+        if entry.up is not was_up:
+            self.flows.execute(self.core.port_changed(entry.core_port(), self._clock()))
+
+    def _memory_state(self, port_id: int, state: PortState, reason: str) -> None:
+        entry = self._by_id.get(port_id)
+        if entry is not None:
+            self._set_state(entry, state, reason)
+            self._tell_change()
+
+    def _announced(self, port_id: int, mac: bytes) -> None:
+        self.flows.execute(self.core.announced(port_id, mac, self._clock()))
+
+    def _after_commands(self) -> None:
+        if self.core.revision != self._revision:
+            self._revision = self.core.revision
+            self.shortcuts.changed()
 
     def _pass_log(self) -> None:
         """Pass DPDK's own lines on."""
@@ -372,6 +410,9 @@ class Switch:
                 log.exception("no decision for a packet of %s", self.port_label(upcall.key.in_port))
                 commands.append(Finish(upcall.id, _UNDECIDED))
         self.flows.execute(commands)
+        for command in commands:
+            if isinstance(command, AddFlow):
+                self.shortcuts.flow_added(command.flow)
 
     # ---- what time brings -----------------------------------------------------
 
@@ -392,8 +433,10 @@ class Switch:
         """One round of `every_second`."""
         handles = iter(tuple(self.core.flows()))
         while chunk := tuple(itertools.islice(handles, _STATS_CHUNK)):
-            alive = self.core.flows().keys()
-            counters = self.flows.stats([handle for handle in chunk if handle in alive])
+            flows = self.core.flows()
+            counters = self.flows.stats([handle for handle in chunk if handle in flows])
+            for handle, counted in counters.items():
+                self.shortcuts.flow_counted(handle, flows[handle], counted)
             self.flows.execute(self.core.flow_stats(counters, self._clock()))
             await asyncio.sleep(0)
         self._pass_log()
@@ -401,6 +444,7 @@ class Switch:
         now = self._clock()
         self._look_for_wedged(now)
         self.flows.execute(self.core.tick(now))
+        self.shortcuts.second(self.core.flows())
         for entry in [e for e in self.ports.values() if not e.id and e.retry_at <= now]:
             self._reopen(entry)
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vswitch.slowpath.fastpath import TapRecord
+from vswitch.slowpath.fastpath import TAP_TRACE, TapRecord
 from vswitch.slowpath.interfaces import FastPathApi
 
 # Taken before a port's readers are told of its end; other ports' frames come all the while.
@@ -32,6 +32,7 @@ class TapHub:
         self._fast_path = fast_path
         self._ports: set[int] = set()
         self._subscriptions: set[Subscription] = set()
+        self.on_change: Callable[[], None] = lambda: None  # who looks at what is another than before
 
     @property
     def lost(self) -> int:
@@ -45,12 +46,19 @@ class TapHub:
         subscription = Subscription(port_id, kinds, snaplen, deliver)
         self._subscriptions.add(subscription)
         self._apply(subscription)
+        self.on_change()
         return subscription
+
+    def watched(self, port_id: int) -> str:
+        """Who has a look at a port's frames, "" when nobody has."""
+        kinds = {s.kinds for s in self._subscriptions if s.port_id in (None, port_id)}
+        return ("a live trace" if kinds == {TAP_TRACE} else "a capture") if kinds else ""
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop; harmless when it has stopped already."""
         self._subscriptions.discard(subscription)
         self._apply(subscription)
+        self.on_change()
 
     def port_added(self, port_id: int) -> None:
         """Tap a new port for those who want every port."""
@@ -75,6 +83,7 @@ class TapHub:
         self._subscriptions -= subscriptions
         for subscription in subscriptions:
             subscription.ended.set()
+        self.on_change()
 
     def on_readable(self) -> None:
         """Take what the workers stored, a batch of it, and hand it out."""

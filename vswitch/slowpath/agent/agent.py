@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.codec import FieldError, to_json
-from controller.decide import decide
+from controller.decide import Decision, decide
 from controller.explain import decision_json
 from controller.model import Capabilities, Endpoint, Key, Kind
 from controller.proto import ffswitch_pb2 as pb
@@ -28,6 +28,7 @@ from vswitch.slowpath.agent.world import HostWorld
 from vswitch.slowpath.errors import StartError, SwitchError
 from vswitch.slowpath.ports import told_mac
 from vswitch.slowpath.switch import PortEntry, Switch
+from vswitch.slowpath.types import PortConfig
 from vswitch.slowpath.uplinks import Uplinks
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class Agent:
         self._epoch, self._revision = known.epoch, known.revision
         self._applier.apply(self._world.apply(known.objects, ()))
         self._switch.watchers.append(self._port_changed)
+        self._switch.rules.controlled = self
+        self._switch.shortcuts.changed()
         self._uplinks.changed.append(self._uplinks_changed)
         self._tasks = [asyncio.create_task(self._session.run()), asyncio.create_task(self._keep())]
 
@@ -234,6 +237,25 @@ class Agent:
                 raise SwitchError(f"this host knows no endpoint {name}: it knows those of its own endpoints' networks")
         one, other = (endpoint for endpoint in known if endpoint is not None)
         return decision_json(decide(one, other, self._world.world))
+
+    # ---- for shortcuts -------------------------------------------------------------------------
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the controller is heard now."""
+        return self._session.connected
+
+    def pair(self, one: PortConfig, other: PortConfig) -> Decision | None:
+        """The decision on the endpoints behind two ports; None while one is not placed here as its port asks."""
+        ends = [endpoint for config in (one, other) if (endpoint := self._of_port(config)) is not None]
+        return decide(ends[0], ends[1], self._world.world) if len(ends) == 2 else None
+
+    def _of_port(self, config: PortConfig) -> Endpoint | None:
+        endpoint = self._world.endpoint(config.name)
+        if endpoint is None or not self._world.here(endpoint) or endpoint.network != config.network:
+            return None
+        # What was asked for just now counts as little as what was asked for before, until the controller has said yes.
+        return endpoint if config.trust_domain in ("", endpoint.trust_domain) else None
 
     # ---- within --------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_interface
 from pathlib import Path
 
-from controller.model import Capabilities, GidType, LinkLayer, RdmaPort, RdmaState, Uplink
+from controller.model import Capabilities, Feature, GidType, LinkLayer, RdmaPort, RdmaState, Uplink
 from vswitch.slowpath import drivers
 from vswitch.slowpath.uplinks import UplinkView
 
@@ -29,6 +29,7 @@ def capabilities(uplinks: Iterable[UplinkView]) -> Capabilities:
         uplinks=tuple(uplink(view) for view in uplinks),
         rdma=rdma_ports(),
         pmds=pmds,
+        features=frozenset({Feature.FF_PORTS}),
     )
 
 

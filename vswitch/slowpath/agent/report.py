@@ -12,7 +12,11 @@ from vswitch.slowpath.types import PortType as SwitchPortType
 
 UNCONTROLLED = "default"  # the network of ports that no controller has a say in
 
-_TYPES = {SwitchPortType.VHOST_USER: PortType.VHOST_USER, SwitchPortType.PMD: PortType.PMD}
+_TYPES = {
+    SwitchPortType.VHOST_USER: PortType.VHOST_USER,
+    SwitchPortType.PMD: PortType.PMD,
+    SwitchPortType.FF: PortType.FF,
+}
 
 
 def is_endpoint(config: PortConfig) -> bool:
