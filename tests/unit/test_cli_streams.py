@@ -186,12 +186,13 @@ def test_trace_live(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> N
             send(connection, {"method": "trace", "params": TRACE})
         send(connection, {"id": request["id"], "result": {"count": 2}})
 
-    daemon.answers["trace.live"] = Scripted(script)
+    daemon.answers |= {"trace.live": Scripted(script), "port.list": []}
     assert main(["trace", "--live", "2", "web0"]) == 0
     assert capsys.readouterr().out.count("flooded to db0") == 2
     assert main(["trace", "--live", "2", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == [TRACE, TRACE]
-    assert [params for _, params in daemon.requests] == [{"n": 2, "port": "web0"}, {"n": 2}]
+    asked = [params for method, params in daemon.requests if method == "trace.live"]
+    assert asked == [{"n": 2, "port": "web0"}, {"n": 2}]
 
 
 def ffswitch(*args: str) -> subprocess.Popen[bytes]:
@@ -211,7 +212,7 @@ def test_trace_that_is_stopped_leaves_whole_json(daemon: FakeDaemon, number: int
         until_hung_up(connection)
         connection.shutdown(socket.SHUT_RDWR)
 
-    daemon.answers["trace.live"] = Scripted(script)
+    daemon.answers |= {"trace.live": Scripted(script), "port.list": []}
     with ffswitch("trace", "--live", "9", "-o", "json") as process:
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -225,7 +226,7 @@ def test_daemon_that_dies_in_a_trace_is_told(daemon: FakeDaemon, capsys: pytest.
     def script(connection: socket.socket, _request: Any) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
-    daemon.answers["trace.live"] = Scripted(script)
+    daemon.answers |= {"trace.live": Scripted(script), "port.list": []}
     assert main(["trace", "--live", "1"]) == 1
     assert "hung up" in capsys.readouterr().err
 

@@ -99,6 +99,7 @@ def test_rates_are_per_second_and_name_the_drops() -> None:
         "rx_bytes": 6400.0,
         "tx_packets": 0.0,
         "tx_bytes": 0.0,
+        "shortcuts": {},
         "dropped": 2.0,
         "drops": {"vlan": 2.0},
     }

@@ -44,7 +44,9 @@ def capture(run_dir: Path, /, *, port: str, target: str, snaplen: int, direction
     if target == "-" and sys.stdout.isatty():
         raise click.UsageError("-w - writes binary data; send it to a pipe or a file")
     with Client(run_dir) as client:
-        client.call("capture", {"port": port, "snaplen": snaplen, "direction": direction})
+        begun = client.call("capture", {"port": port, "snaplen": snaplen, "direction": direction})
+        if begun.get("shortcuts"):
+            click.echo(f"{plural(begun['shortcuts'], 'shortcut')} will go through the switch while this runs", err=True)
         with client.stopped_by_signals():
             packets = _write(client.raw(), target, count)
     ended = not client.hung_up and packets != count

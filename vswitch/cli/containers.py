@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the container of a vhost-user port must be told: EAL arguments, and command lines that work as printed."""
+"""What the container of a vhost-user or ff port must be told: EAL arguments, and command lines that work as printed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TESTPMD_IMAGE = "localhost/ffswitch-testpmd:latest"
+FF_DRIVER = "librte_net_ff.so"
 MEMORY_MB = 128
 MBUFS = 16384  # testpmd's own default is made for 32 ports and takes 350 MB
 CONTAINER_LIMIT = 1_048_576  # what podman raises nofile and nproc to unless told
@@ -65,8 +66,12 @@ def host_facts(worker_cpus: Sequence[int]) -> HostFacts:
 def eal_arguments(port: Port) -> list[str]:
     """Return the EAL arguments of the container's DPDK application.
 
-    Without huge pages virtio-user shares its memory as one file, which is what the switch maps.
+    Without huge pages a DPDK application has its memory in one file, which is what the switch maps.
     """
+    common = ["--no-pci", "--no-huge", "-m", str(MEMORY_MB), "--no-shconf", "--no-telemetry"]
+    common.append(f"--file-prefix={port['name']}")
+    if port.get("type") == "ff":
+        return [*common, "-d", FF_DRIVER, f"--vdev=net_ff0,path={port['socket']}"]
     device = {"path": port["socket"]}
     if not _switch_listens(port):
         device["server"] = "1"
@@ -74,10 +79,7 @@ def eal_arguments(port: Port) -> list[str]:
         device["mac"] = port["mac"]
     device["queues"] = str(port.get("queues", 1))
     vdev = ",".join(f"{key}={value}" for key, value in device.items())
-    return [
-        *("--no-pci", "--no-huge", "-m", str(MEMORY_MB), "--no-shconf", "--no-telemetry"),
-        *(f"--file-prefix={port['name']}", f"--vdev=net_virtio_user0,{vdev}"),
-    ]
+    return [*common, f"--vdev=net_virtio_user0,{vdev}"]
 
 
 def eal_line(port: Port) -> str:
@@ -130,7 +132,7 @@ spec:
 
 
 def _switch_listens(port: Port) -> bool:
-    return port.get("role") == "server"
+    return port.get("type") == "ff" or port.get("role") == "server"
 
 
 def port_directory(port: Port) -> str:

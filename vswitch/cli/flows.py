@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _flush(run_dir: Path, method: str, noun: str, output: str, params: Params | 
 @output_option()
 @click.pass_obj
 def dump_flows(run_dir: Path, port: str | None, flush: bool, output: str) -> None:
-    """List the flows in the table [of PORT]."""
+    """List the flows in the table, and the shortcuts that pass it by [of PORT]."""
     if flush and port:
         raise click.UsageError("--flush deletes the flows of all ports; leave PORT out")
     if flush:
@@ -40,12 +41,21 @@ def dump_flows(run_dir: Path, port: str | None, flush: bool, output: str) -> Non
         print_json(flows)
         return
     rows = [
-        [str(flow["packets"]), str(flow["bytes"]), _idle(flow["idle_s"]), flow["match"], flow["actions"]]
+        [str(flow["packets"]), str(flow["bytes"]), _idle(flow["idle_s"]), flow["match"], _actions(flow)]
         for flow in flows
     ]
     print_table(
         [">PACKETS", ">BYTES", ">IDLE", "MATCH", "ACTIONS"], rows, "no flows: none of the ports has sent lately"
     )
+
+
+def _actions(flow: Mapping[str, Any]) -> str:
+    """What is done; a shortcut, too, that is not open."""
+    shortcut = flow.get("shortcut")
+    if shortcut is None or shortcut["state"] == "open":
+        return str(flow["actions"])
+    why = f": {shortcut['why']}" if shortcut["why"] else ""
+    return f"{flow['actions']} ({shortcut['state']}{why})"
 
 
 def _idle(seconds: float | None) -> str:

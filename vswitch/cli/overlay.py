@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vswitch.cli.client import Client
-from vswitch.cli.render import duration, output_option, paint, plural, print_json, print_table, since
+from vswitch.cli.render import duration, output_option, paint, plural, print_json, print_table, since, size
 
 _COLOURS = {"connected": "green", "degraded": "red"}
 
@@ -83,6 +83,15 @@ def explain(run_dir: Path, source: str, destination: str, output: str) -> None:
     from controller.explain import decision_lines  # noqa: PLC0415  (it is not for every command to read the model)
 
     click.echo("\n".join(decision_lines(decision)))
+    for way in decision.get("shortcuts", ()):
+        click.echo(_way_text(way))
+
+
+def _way_text(way: Mapping[str, Any]) -> str:
+    now = f"now {way['from']} → {way['to']}"
+    if way["open"]:
+        return f"{now}: zero-copy, {plural(way['packets'], 'packet')} ({size(way['bytes'])})"
+    return f"{now}: switched, since {way['why']}"
 
 
 COMMANDS = (status, explain)

@@ -39,6 +39,9 @@ _NUMBERS = (
     "flow_idle",
     "idle_spin",
     "idle_sleep",
+    "shortcut_quota",
+    "shortcut_rate",
+    "shortcut_idle",
 )
 
 
@@ -68,7 +71,9 @@ def vlan_list(text: str) -> list[int]:
 
 @click.command("add-port")
 @click.argument("name")
-@click.option("--type", type=click.Choice(["vhost-user", "pmd"]), help="Default: pmd with --devargs, else vhost-user.")
+@click.option(
+    "--type", type=click.Choice(["vhost-user", "pmd", "ff"]), help="Default: pmd with --devargs, else vhost-user."
+)
 @click.option("--socket", metavar="PATH", help="vhost-user: socket.  [default: RUN_DIR/ports/NAME/vhost.sock]")
 @click.option(
     "--role", type=click.Choice(["client", "server"]), help="vhost-user: the switch's role.  [default: client]"
@@ -109,7 +114,7 @@ def add_port(
     if options["type"] is None and options["devargs"]:
         options["type"] = "pmd"
     if options["type"] == "pmd" and output in CONTAINER_FORMS:
-        raise click.UsageError(f"-o {output} is for vhost-user ports: no container is behind a pmd port")
+        raise click.UsageError(f"-o {output} is for vhost-user and ff ports: no container is behind a pmd port")
     params = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     params = {key: value for key, value in params.items() if value not in (None, [], False)}
     with Client(run_dir) as client:
@@ -154,7 +159,7 @@ def _container_form(port: Port, form: str, worker_cpus: Sequence[int]) -> str:
 
 def _print_added(port: Port) -> None:
     _print_port(port)
-    if port["type"] != "vhost-user":
+    if port["type"] not in ("vhost-user", "ff"):
         return
     stale = containers.stale_socket(port)
     click.echo()
@@ -262,7 +267,11 @@ def _print_port(port: Port) -> None:
 
 def port_lines(port: Port) -> list[str]:
     """Return what `show` says of a port below its name and state."""
-    whats = {"vhost-user": f"vhost-user {port['role']}, {port['socket']}", "pmd": f"pmd {port['devargs']}"}
+    whats = {
+        "vhost-user": f"vhost-user {port['role']}, {port['socket']}",
+        "pmd": f"pmd {port['devargs']}",
+        "ff": f"ff, {port['socket']}",
+    }
     what = whats.get(port["type"]) or f"vxlan {port.get('vni')}, the other hosts of network {port['network']}"
     lines = [f"{what}, {plural(port['queues'], 'queue')}, mtu {port['mtu']}"]
     words = [f"mac {port['mac']}"] if port["mac"] else []
@@ -270,16 +279,29 @@ def port_lines(port: Port) -> list[str]:
     words += [f"vlan {vlan_text(port)}" if port["tag"] else vlan_text(port)]
     words += [f"network {port['network']}"] if port["network"] != "default" else []
     words += [f"trust domain {port['trust_domain']}"] if port["trust_domain"] else []
+    words += ["memory read-only"] if port.get("memory") == "read-only" else []
     words += [f"mirrored to {port['mirror']}"] if port["mirror"] else []
     words += [f"labels {' '.join(port['labels'])}"] if port.get("labels") else []
     words += [f"uplink {' '.join(port['uplink'])}"] if port.get("uplink") else []
     lines.append(", ".join(words))
+    lines += _shortcut_lines(port.get("shortcuts"))
     stats = port["stats"]
     if stats["rx_packets"] or stats["tx_packets"] or stats["dropped"]:
         lines.append(
             f"received {plural(stats['rx_packets'], 'packet')} ({size(stats['rx_bytes'])}), "
             f"sent {stats['tx_packets']} ({size(stats['tx_bytes'])}), dropped {stats['dropped']}"
         )
+    return lines
+
+
+def _shortcut_lines(shortcuts: Mapping[str, Any] | None) -> list[str]:
+    if shortcuts is None:
+        return []
+    lines = [f"shortcuts {way} {' '.join(shortcuts[way])}" for way in ("to", "from") if shortcuts[way]]
+    if shortcuts["rx_packets"] or shortcuts["tx_packets"]:
+        sent, sent_bytes = plural(shortcuts["rx_packets"], "packet"), size(shortcuts["rx_bytes"])
+        taken, taken_bytes = shortcuts["tx_packets"], size(shortcuts["tx_bytes"])
+        lines.append(f"by shortcuts it sent {sent} ({sent_bytes}) and was sent {taken} ({taken_bytes})")
     return lines
 
 
@@ -348,8 +370,8 @@ def set_values(run_dir: Path, switch: bool, words: Sequence[str], output: str) -
     ffswitch set --switch mac_age=60
 
     Keys of a port: mac ips network trust_domain labels mtu tag trunks native_vlan mirror mac_quota
-    upcall_budget rxq_affinity uplink uplink_gateway. Keys of the switch: mac_age flow_idle idle_spin
-    idle_sleep auto_lb log_level.
+    upcall_budget rxq_affinity uplink uplink_gateway; of an ff port, too: memory shortcut_quota. Keys of
+    the switch: mac_age flow_idle idle_spin idle_sleep shortcut_rate shortcut_idle auto_lb log_level.
     "KEY=" empties a text or a list.
     """
     name, pairs = _split_target(switch, words)

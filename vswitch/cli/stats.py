@@ -92,6 +92,7 @@ def _print_ports(ports: Mapping[str, Any]) -> None:
             ),
             str(sum(counters["drops"].values())),
             drop_text(counters["drops"]),
+            *_by_shortcut(counters),
             drop_text(counters["faults"]),
         ]
         for name, counters in ports.items()
@@ -106,11 +107,23 @@ def _print_ports(ports: Mapping[str, Any]) -> None:
         ">UPCALLS",
         ">DROPPED",
         "DROP REASONS",
+        ">SHORTCUT RX",
+        ">SHORTCUT TX",
         "QUEUES STOPPED",
     ]
-    if not any(row[-1] for row in rows):
-        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    for column in (-1, -2, -3):  # what there is nothing of is left out
+        if not any(row[column] for row in rows):
+            del headers[column]
+            for row in rows:
+                del row[column]
     print_table(headers, rows, "no ports yet: 'ffswitch add-port NAME' adds one")
+
+
+def _by_shortcut(counters: Mapping[str, Any]) -> tuple[str, str]:
+    """Packets that passed the switch by, from the port and to it."""
+    found = counters.get("shortcuts", {})
+    rx, tx = found.get("rx_packets", 0), found.get("tx_packets", 0)
+    return (str(rx), str(tx)) if rx or tx else ("", "")
 
 
 def _print_records(noun: str, records: Sequence[Mapping[str, Any]]) -> None:

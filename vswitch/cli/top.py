@@ -84,8 +84,10 @@ def rates_between(before: Sample, after: Sample) -> Sample:
     for name, new in after["stats"]["ports"].items():
         old = old_ports.get(name, {})
         drops = _per_second(old.get("drops", {}), new["drops"], seconds)
+        shortcuts = _per_second(old.get("shortcuts", {}), new.get("shortcuts", {}), seconds)
         ports[name] = {
             **_per_second(old, {key: new[key] for key in _COUNTERS}, seconds),
+            "shortcuts": shortcuts,
             "dropped": round(sum(drops.values()), 1),
             "drops": {reason: number for reason, number in drops.items() if number},
         }
@@ -101,6 +103,11 @@ def rates_between(before: Sample, after: Sample) -> Sample:
 
 def _per_second(old: Mapping[str, int], new: Mapping[str, int], seconds: float) -> dict[str, float]:
     return {key: round(max(0, number - old.get(key, 0)) / seconds, 1) for key, number in new.items()}
+
+
+def _by_shortcut(rate: Sample) -> tuple[float, float]:
+    """Packets a second that passed the switch by, from the port and to it."""
+    return rate["shortcuts"].get("rx_packets", 0), rate["shortcuts"].get("tx_packets", 0)
 
 
 def _busy(old: Sample, new: Sample, cycles: float) -> float:
@@ -137,13 +144,13 @@ def _screen(sample: Sample, rates: Sample) -> Group:
         f"{plural(found['macs'], 'MAC')}  {plural(len(found['ports']), 'port')}"
     )
     busy = "  ".join(f"CPU {worker['cpu']} {worker['busy_pct']:.0f} % busy" for worker in rates["workers"])
-    still: Sample = dict.fromkeys(_COUNTERS, 0) | {"dropped": 0, "drops": {}}
+    still: Sample = dict.fromkeys(_COUNTERS, 0) | {"dropped": 0, "drops": {}, "shortcuts": {}}
     rows = []
     for port in found["ports"]:
         rate = rates["ports"].get(port["name"], still)
         rows.append(
             (
-                rate["rx_packets"] + rate["tx_packets"],
+                rate["rx_packets"] + rate["tx_packets"] + sum(_by_shortcut(rate)),
                 [
                     port["name"],
                     port["state"],
@@ -151,6 +158,7 @@ def _screen(sample: Sample, rates: Sample) -> Group:
                     f"{size(rate['rx_bytes'])}/s",
                     count(rate["tx_packets"]),
                     f"{size(rate['tx_bytes'])}/s",
+                    *(count(number) if number else "" for number in _by_shortcut(rate)),
                     count(rate["dropped"]),
                     drop_text(rate["drops"], count) if port["state"] == "ready" else port["reason"],
                 ],
@@ -158,7 +166,7 @@ def _screen(sample: Sample, rates: Sample) -> Group:
         )
     rows.sort(key=lambda row: -row[0])
     table = Table("PORT", "STATE", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for header in ("RX PPS", "RX", "TX PPS", "TX", "DROPS/S"):
+    for header in ("RX PPS", "RX", "TX PPS", "TX", "SHORTCUT RX PPS", "SHORTCUT TX PPS", "DROPS/S"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("WHY")
     for _, (name, state, *cells) in rows:

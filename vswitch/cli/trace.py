@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import click
 from vswitch.cli.client import Client
 from vswitch.cli.pcapfile import CaptureError, read_frames
 from vswitch.cli.ports import complete_port
-from vswitch.cli.render import JsonArray, output_option
+from vswitch.cli.render import JsonArray, output_option, plural
 
 # What one request may hold; the daemon takes lines of 16 MiB, and base64 adds a third.
 MAX_FRAMES = 10_000
@@ -71,8 +71,17 @@ def trace(
         if packet is not None:
             _print_traces(client.call("trace.packet", {"port": name, "frames": frames}, wait=None), output)
             return
+        _tell_demoted(client.call("port.list"), name)
         with client.stopped_by_signals():
             _print_traces(client.stream("trace.live", {"n": live} | ({"port": name} if name else {})), output)
+
+
+def _tell_demoted(ports: Sequence[Mapping[str, Any]], name: str | None) -> None:
+    """Say how many shortcuts go through the switch, where a trace sees their packets, as long as it runs."""
+    found = [port["shortcuts"] for port in ports if port.get("shortcuts") and name in (None, port["name"])]
+    demoted = sum(len(shortcuts["to"]) + (len(shortcuts["from"]) if name else 0) for shortcuts in found)
+    if demoted:
+        click.echo(f"{plural(demoted, 'shortcut')} will go through the switch while this runs", err=True)
 
 
 def _frames(path: Path, count: int | None) -> list[str]:
