@@ -83,10 +83,11 @@ class Programs:
 
 def build(directory: Path) -> Programs:
     """Compiles the programs into `directory` where their sources are newer. Raises BenchError."""
-    return Programs(*(_compile(directory, name) for name in ("generator", "latency")))
+    return Programs(*(compile_program(directory, name) for name in ("generator", "latency")))
 
 
-def _compile(directory: Path, name: str) -> Path:
+def compile_program(directory: Path, name: str) -> Path:
+    """One program, compiled into `directory` where its sources are newer. Raises BenchError."""
     program = directory / name
     newest = max(source.stat().st_mtime for source in SOURCES.iterdir())
     if program.exists() and program.stat().st_mtime > newest:
