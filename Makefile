@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo | build | test | test-long | asan | fuzz | lint | format | clean
-# make bench-switch | bench-instructions | bench-controller | bench-vxlan
+# make bench-switch | bench-instructions | bench-controller | bench-shortcut | bench-vxlan
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
-DRIVER_TESTS := build/endpoint/app build/endpoint/scribbler
+DRIVER_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
@@ -17,7 +17,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-vxlan clean
+.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -71,6 +71,9 @@ bench-instructions: build
 
 bench-controller: build
 	$(PYTHON) -m tests.bench.controller
+
+bench-shortcut: build
+	$(PYTHON) -m tests.bench.shortcut
 
 bench-vxlan: build
 	scripts/install-deps --bench
