@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 STATE_DIR = Path("/var/lib/ffcontroller")
 # gc.set_threshold: a move that a hundred hosts hear of makes some thousand objects.
-_COLLECTIONS = 10_000, 20, 100
+_COLLECTIONS = 10_000, 5, 400
 
 _state_dir = click.option(
     "--state-dir",

@@ -87,9 +87,12 @@ class EtcdWatch(Watch):
         # etcd says "compacted" only for a start *before* the compacted revision, and 3.4 forgets a deletion at exactly
         # that one (etcd issue 19179). So ask for one revision more than is wanted.
         create = etcd_pb2.WatchCreateRequest(key=self._first, range_end=self._end, start_revision=self._next - 1)
-        self._call = self._member.watch.Watch(metadata=REQUIRE_LEADER)
-        await self._call.write(etcd_pb2.WatchRequest(create_request=create))
-        return self._call
+        self._call = call = self._member.watch.Watch(metadata=REQUIRE_LEADER)
+        if not self._open:
+            self._drop()  # closed while it waited for a member: reading ends it
+        else:
+            await call.write(etcd_pb2.WatchRequest(create_request=create))
+        return call
 
     def _drop(self) -> None:
         if self._call is not None:

@@ -251,6 +251,43 @@ async def test_a_watch_that_is_cancelled_by_the_server() -> None:
                 await soon(anext(watch))
 
 
+async def test_a_watch_that_is_closed_while_it_looks_for_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with members(1) as (store, (fake,)):
+        watch, real = store.watch("k", 5), store._members.connected
+
+        async def connected() -> etcd_members.Member:
+            member = await real()
+            await watch.close()
+            return member
+
+        monkeypatch.setattr(store._members, "connected", connected)
+        with pytest.raises(StopAsyncIteration):
+            await soon(anext(watch))
+        assert not fake.watches
+
+
+async def test_a_watch_that_is_closed_while_it_asks_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with members(1) as (store, _):
+        watch = store.watch("k", 5)
+        member = await store._members.connected()
+        real = member.watch.Watch
+
+        def opened(**options: Any) -> Any:
+            call = real(**options)
+            write = call.write
+
+            async def written(request: Any) -> None:
+                await write(request)
+                await watch.close()
+
+            monkeypatch.setattr(call, "write", written)
+            return call
+
+        monkeypatch.setattr(member.watch, "Watch", opened)
+        with pytest.raises(StopAsyncIteration):
+            await soon(anext(watch))
+
+
 async def test_files_of_tls_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(StoreRefused, match=r"ca.pem: No such file or directory"):
         EtcdStore(["127.0.0.1:1"], Tls(tmp_path / "ca.pem"))
