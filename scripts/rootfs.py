@@ -59,7 +59,7 @@ def prepare() -> Path:
 
 
 def _libraries_directory() -> Path:
-    return Path("/usr/lib") / sysconfig.get_config_var("MULTIARCH")
+    return Path("/usr/lib", str(sysconfig.get_config_var("MULTIARCH")))
 
 
 def _sources() -> list[Path]:
