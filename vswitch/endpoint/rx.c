@@ -223,6 +223,7 @@ uint16_t ff_rx_lent(struct ff_rxq *q, struct ff_in_ring *r, uint32_t most, struc
     n = (uint16_t)RTE_MIN(ready, n);
     if (n == 0 || ff_rx_changed(q))
         return 0;
+    ff_borrow_fetch(&r->b, n);
     if (unlikely(rte_mempool_get_bulk(q->mp, (void **)pkts, n) != 0)) {
         q->stats.no_mbuf++; /* the frames stay where they are */
         return 0;

@@ -13,6 +13,7 @@
 
 #define MAC_MASK 0xffffffffffffull
 #define NO_MAC (~0ull)
+#define LOOKS 4 /* for returned slots, when there is no room */
 #define AHEAD 4 /* frames whose headers are fetched before they are looked at */
 
 /* ---- routes: the table as this queue saw it last --------------------------------------- */
@@ -104,9 +105,10 @@ static void reclaim(struct ff_out_ring *r) {
         rte_mempool_put_bulk(pool, (void **)bulk, n);
 }
 
+/* What is held long comes first, some times: the next burst looks further. */
 static bool room_for(struct ff_out_ring *r, uint32_t n) {
-    for (uint32_t looked = 0; ff_lend_room(&r->l) < n; looked += FF_LEND_BATCH) {
-        if (looked > r->l.mask)
+    for (unsigned int looks = 0; ff_lend_room(&r->l) < n; looks++) {
+        if (looks == LOOKS)
             return false;
         reclaim(r);
     }
@@ -321,6 +323,7 @@ static uint16_t transmit(struct ff_txq *q, struct rte_mbuf **pkts, uint16_t n) {
             if (now->publish > 0)
                 flush(q, now);
             now = r;
+            ff_lend_fetch(&r->l, n - i);
             if (ff_lend_lent(&r->l) >= FF_LEND_BATCH)
                 reclaim(r);
         }

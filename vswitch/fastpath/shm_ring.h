@@ -21,6 +21,7 @@
 #include "ff_shm.h"
 
 #define FF_RING_LIKELY(x) __builtin_expect(!!(x), 1)
+#define FF_RING_PER_LINE 4u
 #define FF_LEND_BATCH 64u /* slots that are reclaimed at a time: a cache line of marks */
 
 enum ff_ring_fault {
@@ -150,7 +151,8 @@ struct ff_lender {
     uint32_t tail; /* of the next descriptor; ring->tail once it is published */
     uint32_t lent_head, lent_tail, free_head, free_tail;
     uint16_t *lent, *free;
-    uint8_t *lap; /* with which the slot was lent last */
+    uint8_t *lap;   /* with which the slot was lent last */
+    uint32_t probe; /* see ff_lend_reclaim */
     uint64_t packets, bytes;
 };
 #define FF_LENDER_MEM(size) ((size_t)(size)*5u) /* bytes, aligned as uint16_t */
@@ -183,6 +185,12 @@ static inline uint32_t ff_lend_lent(const struct ff_lender *l) {
     return l->lent_tail - l->lent_head;
 }
 
+/* Fetches the lines of the next n descriptors for writing, all at once. */
+static inline void ff_lend_fetch(const struct ff_lender *l, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += FF_RING_PER_LINE)
+        __builtin_prefetch(&l->desc[(l->tail + i) & l->mask], 1);
+}
+
 /*
  * Lends a buffer, or puts a marker: *d without slot and lap. The caller knows that there is room,
  * for all of a frame. Returns the slot, by which ff_lend_reclaim will name the buffer.
@@ -210,31 +218,39 @@ static inline bool ff_lend_kick(const struct ff_lender *l) {
     return __atomic_load_n(&l->ring->listen, __ATOMIC_RELAXED) == 1;
 }
 
+/* Whether the slot at this place among the lent ones has come back. */
+static inline bool ff_lend_is_back(const struct ff_lender *l, uint32_t place) {
+    uint16_t slot = l->lent[place & l->mask];
+
+    return __atomic_load_n(&l->mark[slot], __ATOMIC_ACQUIRE) == l->lap[slot];
+}
+
 /*
  * Takes back up to FF_LEND_BATCH slots, from the oldest on; they are free, and so is what the
  * caller lent in them. One that is held long goes behind the others once a later one has come
- * back, so that it is in nobody's way. Best called when at least FF_LEND_BATCH are lent.
+ * back, so that it is in nobody's way, and not before: slots that stay in order have their marks in
+ * one line. Best called when at least FF_LEND_BATCH are lent.
  */
 static inline uint32_t ff_lend_reclaim(struct ff_lender *l, uint16_t *slots) {
-    uint32_t n = ff_lend_lent(l), back = 0;
-    bool pressed = ff_lend_room(l) < FF_LEND_BATCH;
+    uint32_t lent = ff_lend_lent(l), back = 0;
+    uint32_t n = lent < FF_LEND_BATCH ? lent : FF_LEND_BATCH;
 
-    if (n > FF_LEND_BATCH)
-        n = FF_LEND_BATCH;
     /* what was sent last and is not back is not late */
-    while (n > 0) {
-        uint16_t slot = l->lent[(l->lent_head + n - 1) & l->mask];
-
-        if (__atomic_load_n(&l->mark[slot], __ATOMIC_ACQUIRE) == l->lap[slot])
-            break;
+    while (n > 0 && !ff_lend_is_back(l, l->lent_head + n - 1))
         n--;
+    if (n == 0 && lent > FF_LEND_BATCH && ff_lend_room(l) < FF_LEND_BATCH) {
+        uint32_t others = lent - FF_LEND_BATCH;
+
+        /* one of the others each time, a line further than the last time */
+        l->probe = l->probe + FF_LEND_BATCH < others ? l->probe + FF_LEND_BATCH : 0;
+        if (ff_lend_is_back(l, l->lent_head + FF_LEND_BATCH + l->probe))
+            n = FF_LEND_BATCH;
     }
-    if (n == 0 && pressed && ff_lend_lent(l) > FF_LEND_BATCH)
-        n = FF_LEND_BATCH; /* none of these: look at others next time */
     for (uint32_t i = 0; i < n; i++) {
+        bool is_back = ff_lend_is_back(l, l->lent_head);
         uint16_t slot = l->lent[l->lent_head++ & l->mask];
 
-        if (FF_RING_LIKELY(__atomic_load_n(&l->mark[slot], __ATOMIC_ACQUIRE) == l->lap[slot])) {
+        if (FF_RING_LIKELY(is_back)) {
             l->free[l->free_tail++ & l->mask] = slot;
             slots[back++] = slot;
         } else {
@@ -286,6 +302,12 @@ static inline void ff_borrow_init(struct ff_borrower *b, struct ff_shm_ring *rin
 /* How many descriptors can be taken; may be less than there are, but not less than `want` then. */
 static inline uint32_t ff_borrow_ready(struct ff_borrower *b, uint32_t want, unsigned int *fault) {
     return ff_ring_ready(&b->ring->tail, &b->seen, b->pos, want, b->mask + 1, fault);
+}
+
+/* Fetches the lines of the next n descriptors, all at once: each comes from the other core. */
+static inline void ff_borrow_fetch(const struct ff_borrower *b, uint32_t n) {
+    for (uint32_t i = 0; i < n; i += FF_RING_PER_LINE)
+        __builtin_prefetch(&b->desc[(b->pos + i) & b->mask], 0);
 }
 
 /* Copies descriptor i of those ready, and checks its slot and lap: FF_RING_GOOD, or what is wrong.
