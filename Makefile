@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | test-long | asan | fuzz | lint | format | clean
+# make demo | build | test | test-long | test-rdma | asan | fuzz | lint | format | clean
 # make bench-switch | bench-instructions | bench-controller | bench-vxlan
 
 SHELL   := /bin/bash
@@ -15,7 +15,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-vxlan clean
+.PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-vxlan clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -23,13 +23,17 @@ demo: build
 
 build: build/module.stamp build/proto.stamp
 
-test: build lint build/guest.stamp $(FUZZERS)
-	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system
+test: build lint build/guest.stamp build/rdma.stamp $(FUZZERS)
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/fuzz tests/fastpath tests/system tests/rdma
 	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # What takes minutes: `make test` leaves it out.
 test-long: build build/guest.stamp
 	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/system
+
+# Two and three hosts with RDMA, in virtual machines; `make test` has what of it is not marked as long.
+test-rdma: build build/rdma.stamp
+	$(PYTHON) -m pytest tests/rdma
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -90,8 +94,14 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
 	@touch $@
 
-build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init tests/guest/agent
 	$(PYTHON) -m tests.guest.image
+	@touch $@
+
+# The emulated CPU is not this one.
+build/rdma.stamp: build/guest.stamp build/module.stamp tests/guest/root.py
+	FFSWITCH_MARCH=x86-64-v3 $(PYTHON) setup.py -q build_ext --build-temp build/rdma/temp --build-lib build/rdma/lib
+	$(PYTHON) -m tests.guest.root
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py
