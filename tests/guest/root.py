@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.guest import image
@@ -27,15 +27,24 @@ PACKAGES = (
     *("ibverbs-providers", "ibverbs-utils", "perftest", "python3-pyverbs"),
     *("dpdk-dev", "python3", "runc"),
 )
+PMDS = (
+    *("bus_pci", "bus_vdev", "mempool_ring"),
+    *("net_af_packet", "net_null", "net_pcap", "net_ring", "net_tap", "net_vhost", "net_virtio"),
+)
 # Loaded by name, with `modprobe`; what they need is there, too.
 MODULES = (
     *("rdma_rxe", "crc32_generic", "ib_uverbs", "rdma_ucm"),
     *("8021q", "bridge", "dummy", "sch_netem", "tun", "veth", "vxlan"),
 )
 NEEDLESS = ("./usr/include", "./usr/share/doc", "./usr/share/info", "./usr/share/locale", "./usr/share/man", "*.a")
-TREE = ("controller", "scripts", "tests", "vswitch", ".venv")
-# Of the virtual environment: what builds and checks the tree.
-TOOLS = ("grpc_tools", "hypothesis*", "mypy*", "*__mypyc*", "pip*", "ruff*", "setuptools*")
+TREE: dict[str, Sequence[str]] = {  # directories, and what of them is left out
+    "controller": (),
+    "scripts": (),
+    "tests": (),
+    "vswitch": (MODULE.name,),
+    # what builds and checks the tree
+    ".venv": ("grpc_tools", "hypothesis*", "mypy*", "*__mypyc*", "pip*", "ruff*", "setuptools*"),
+}
 COMMANDS = ("ffswitchd", "ffswitch", "ffcontroller", "ffctl")
 
 
@@ -82,7 +91,21 @@ def _fill_system(root: Path, kernel: Path) -> None:
             image.run(unpack, scratch, stdin=files.stdout)
         if files.returncode:
             raise ImageError(f"{package.name} cannot be unpacked; is the disk full?")
+    _thin_out(root)
     _set_up(root)
+
+
+def _thin_out(root: Path) -> None:
+    """Leave EAL the PMDs that the tests use: it loads all in their directory, which takes long under emulation."""
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    for driver in (libraries / "dpdk").glob("pmds-*/*"):
+        if driver.name.split(".so")[0].removeprefix("librte_") in PMDS:
+            continue
+        linked = libraries / driver.name
+        if linked.is_symlink():  # testpmd itself wants it
+            driver.rename(linked)
+        else:
+            driver.unlink()
 
 
 def _copy_modules(root: Path, kernel: Path) -> None:
@@ -129,8 +152,9 @@ def _set_up(root: Path) -> None:
 
 def _fill_tree(root: Path) -> None:
     here = root / ROOT.relative_to("/")
-    for name in TREE:
-        shutil.copytree(ROOT / name, here / name, symlinks=True, copy_function=os.link, ignore=_ignore)
+    for name, left_out in TREE.items():
+        ignore = shutil.ignore_patterns(*left_out)
+        shutil.copytree(ROOT / name, here / name, symlinks=True, copy_function=os.link, ignore=ignore)
     shutil.copy2(MODULE, here / "vswitch" / MODULE.name)
     programs = root / "usr/local/bin"
     programs.mkdir(parents=True)
@@ -138,8 +162,6 @@ def _fill_tree(root: Path) -> None:
         (programs / command).symlink_to(ROOT / ".venv/bin" / command)
     image.run([sys.executable, "-m", "compileall", "-q", str(here / "vswitch"), str(here / "controller")], root)
 
-
-_ignore = shutil.ignore_patterns(*TOOLS, MODULE.name)
 
 if __name__ == "__main__":
     try:
