@@ -155,6 +155,7 @@ class Guest:
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._process.returncode is None:
             await (self.stop() if kind is None else self.kill())
+        self._cleanup.close()
 
     def _command(self, made: image.Image, agent: int) -> list[str]:
         # On a busy host timer interrupts come late: without no_timer_check Linux takes them for broken and panics.
@@ -241,7 +242,6 @@ class Guest:
         await self._process.wait()
         await asyncio.gather(*self._tasks)
         self._agent.close()
-        self._cleanup.close()
 
     # ---- its two serial ports ---------------------------------------------------
 

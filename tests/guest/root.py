@@ -56,6 +56,9 @@ def system() -> Path:
     made = CACHE / f"system-{digest}.erofs"
     if not made.exists():
         _pack(made, lambda root: _fill_system(root, kernel))
+        for older in CACHE.glob("system-*.erofs"):  # a guest that runs has it open
+            if older != made:
+                older.unlink()
     return made
 
 

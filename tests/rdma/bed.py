@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.guest import root
 from tests.guest.guest import Guest, PluggedNic
+from tests.guest.image import CACHE
 from tests.rdma.relay import Relay
 
 DEVICE = "rxe0"
@@ -71,7 +72,7 @@ async def start(*names: str, cpus: int = CPUS, memory_mb: int = MEMORY_MB, mtu: 
     """
     macs = {name: f"02:00:00:00:01:{number:02x}" for number, name in enumerate(names, 1)}
     async with contextlib.AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bed-")))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bed-", dir=CACHE)))
         layers = await asyncio.to_thread(lambda: (root.tree(directory), root.system()))
         relay = stack.enter_context(Relay(macs))
         hosts = []
