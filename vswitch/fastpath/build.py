@@ -17,7 +17,7 @@ from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
-CONTRACT = ("ff_packet.h", "ff_shm.h", "ff.h")  # what another uses comes first
+CONTRACT = ("ff_packet.h", "ff_shm.h", "ff_rdma.h", "ff.h")  # what another uses comes first
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 
@@ -55,7 +55,7 @@ def make() -> FFI:
     cflags = [flag.replace("-I", "-isystem", 1) for flag in pkg_config("--cflags") if not flag.startswith("-march")]
     # AVX-512 lowers the clock of many CPUs, and our copies are too short to gain from it
     flags = [*C_FLAGS, f"-march={os.environ.get('FFSWITCH_MARCH', 'native')}", "-mno-avx512f"]
-    link = pkg_config("--libs")
+    link = [*pkg_config("--libs"), "-libverbs"]
     if os.environ.get("FFSWITCH_SANITIZE"):
         flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         link += ["-fsanitize=address,undefined"]

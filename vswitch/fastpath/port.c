@@ -13,6 +13,8 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_pmd_ops;
     case FF_PORT_VXLAN:
         return &ff_port_vxlan_ops;
+    case FF_PORT_RDMA:
+        return &ff_port_rdma_ops;
     default:
         return NULL;
     }
