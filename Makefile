@@ -92,6 +92,7 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16' 'grpcio-tools>=1.60' 'mypy-protobuf>=3.6'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
+	ln -sfn /usr/lib/python3/dist-packages/pyverbs .venv/lib/python3.*/site-packages/
 	@touch $@
 
 build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init tests/guest/agent

@@ -131,7 +131,7 @@ class PortType(StrEnum):
     VHOST_USER = "vhost-user"
     PMD = "pmd"
     VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
-    RDMA = "rdma"  # a port of an RDMA device, with peers on other hosts; made like vxlan
+    RDMA = "rdma"  # a port of an RDMA device; other hosts are reached by it. Made like vxlan
 
 
 class PortState(IntEnum):
@@ -179,6 +179,16 @@ class PortConfig:
     assigned_mac: str = ""  # what the controller gave, which goes before `mac` and `ips`
     assigned_ips: tuple[str, ...] = ()
     rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
+
+    @property
+    def own_text(self) -> str:
+        """What a port that the switch itself made comes and goes with; "": a user made it."""
+        match self.type:
+            case PortType.VXLAN:
+                return f"with network {self.network}"
+            case PortType.RDMA:
+                return f"with RDMA device {self.devargs}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,31 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 from controller.decide import World, decide
-from controller.links import Tunnel, tunnel
-from controller.model import Endpoint, Host, Key, Kind, Network, Object, Path, Policy, TrustDomain, key_of
+from controller.links import RdmaLink, Tunnel, rdma_link, tunnel
+from controller.model import (
+    Endpoint,
+    Host,
+    HostState,
+    Key,
+    Kind,
+    Network,
+    Object,
+    Path,
+    Policy,
+    TrustDomain,
+    key_of,
+)
 from controller.policy import PolicyTable, Rules, allowed, selects
-from vswitch.slowpath.overlay import Scope
+from vswitch.slowpath.overlay import Paths, Scope
 
 K = TypeVar("K")
 T = TypeVar("T")
 V = TypeVar("V")
-_CARRIED = (Path.SWITCHED, Path.VXLAN)  # what passes through the switch
+_CARRIED = (Path.SWITCHED, Path.RDMA, Path.VXLAN)  # what passes through the switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +46,19 @@ class NetworkWish:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWish:
-    """Where an endpoint is: at `port` of this host, or behind `way`; neither: nowhere that can be reached."""
+    """Where an endpoint is: at `port` of this host, or on `host`, behind `way`, `rdma`, or both.
+
+    `mtu` is the largest IP packet that fits `way`, `rdma_mtu` that for `rdma`.
+    """
 
     mac: bytes
     ips: tuple[bytes, ...]
     port: str = ""
+    host: str = ""
     way: Tunnel | None = None
     mtu: int = 0
+    rdma: RdmaLink | None = None
+    rdma_mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class PairFilter:
     back_rules: Rules
     scope: Scope
     carried: bool  # False: the pair may not use the switch at all
+    paths: Paths
 
     def permits(self, protocol: int, source_port: int | None, destination_port: int | None) -> bool:
         """Whether a packet passes."""
@@ -153,10 +172,6 @@ class HostWorld:
                             pairs |= self._pairs_under(cast(Policy, policy))
                 case Kind.TRUST_DOMAIN:
                     pass  # what shares memory is no affair of the overlay's
-        for name in endpoints:
-            endpoint = self.endpoint(name)
-            if endpoint is not None:
-                _note(todo.endpoints, self._told.endpoints, (endpoint.network, name), self._endpoint(endpoint))
         for pair in pairs:
             rules = self._filter(*pair)
             _note(todo.filters, self._told.filters, pair, rules)
@@ -165,7 +180,20 @@ class HostWorld:
                     _drop(self._filtered, name, pair)
                 else:
                     self._filtered.setdefault(name, set()).add(pair)
+        # Whether anybody here may reach an endpoint by RDMA depends on the filters.
+        endpoints |= {name for pair in todo.filters for name in pair}
+        endpoints |= self._neighbours(old for old, _ in changed.values())
+        endpoints |= self._neighbours(new for _, new in changed.values())
+        for name in endpoints:
+            endpoint = self.endpoint(name)
+            if endpoint is not None:
+                _note(todo.endpoints, self._told.endpoints, (endpoint.network, name), self._endpoint(endpoint))
         return todo
+
+    def _neighbours(self, changed: Iterable[Object | None]) -> set[str]:
+        """The endpoints that may be reached by others, or by nobody, now that these of this host came or went."""
+        networks = {e.network for e in changed if isinstance(e, Endpoint) and self.here(e)} if self._filtered else set()
+        return {name for network in networks for name in self._members.get(network, ())}
 
     def _pairs_of(self, name: str) -> set[Pair]:
         """The pairs that an endpoint is in, and that have an end on this host."""
@@ -211,10 +239,27 @@ class HostWorld:
             return EndpointWish(mac, ips, port=endpoint.port or endpoint.name)
         hosts = self._of(Kind.HOST, Host)
         here, there = hosts.get(self.host), hosts.get(endpoint.host)
-        way = tunnel(here, there, network) if here is not None and there is not None else None
-        if not isinstance(way, Tunnel):
+        if here is None or there is None:
             return EndpointWish(mac, ips)
-        return EndpointWish(mac, ips, way=way, mtu=min(network.mtu, way.mtu))
+        wish = EndpointWish(mac, ips, host=endpoint.host)
+        way = tunnel(here, there, network)
+        if isinstance(way, Tunnel):
+            wish = replace(wish, way=way, mtu=min(network.mtu, way.mtu))
+        link = self._rdma(here, there, endpoint)
+        return replace(wish, rdma=link, rdma_mtu=network.mtu) if link is not None else wish
+
+    def _rdma(self, here: Host, there: Host, endpoint: Endpoint) -> RdmaLink | None:
+        """How RDMA leads to an endpoint, if `decide` lets any endpoint of this host take it."""
+        if HostState.LOST in (here.state, there.state):
+            return None
+        link = rdma_link(here, there)
+        if not isinstance(link, RdmaLink):
+            return None
+        for name in self._members.get(endpoint.network, set()) & self._placed.get(self.host, set()):
+            rules = self._told.filters.get((name, endpoint.name))
+            if rules is None or rules.paths.rdma:
+                return link
+        return None
 
     def _filter(self, source: str, destination: str) -> PairFilter | None:
         """None: everything passes, or an end is not there."""
@@ -230,7 +275,8 @@ class HostWorld:
             return None  # there is no way, and the overlay says so
         carried = any(path in decision.usable for path in _CARRIED)
         scope = _scope(decision.rules + decision.back_rules) if carried else Scope.NOTHING
-        return PairFilter(decision.rules, decision.back_rules, scope, carried)
+        paths = Paths(Path.RDMA in decision.usable, Path.VXLAN in decision.usable)
+        return PairFilter(decision.rules, decision.back_rules, scope, carried, paths)
 
     def _is_restricted(self, one: Endpoint, other: Endpoint) -> bool:
         return any(
