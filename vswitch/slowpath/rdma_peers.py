@@ -130,7 +130,7 @@ class RdmaPeers:
         for local in [local for local, e in self._ports.items() if there.get(local) != e.config.gid_index]:
             for name, host in self._hosts.items():
                 if host.want is not None and host.want.local == local:
-                    self._fail(name, host, f"{local.device} has no GID {local.gid} any more")
+                    self._fail(name, host, f"{local.device} has no GID {gid_text(local.gid)} any more")
             self._close(local)
         self._advance_all()
 
@@ -215,8 +215,8 @@ class RdmaPeers:
         assert host.want is not None and host.own is not None and host.offer is not None
         offer = host.offer
         if offer.end.gid != host.want.gid.packed:
-            gid = IPv6Address(offer.end.gid)
-            raise SwitchError(f"host {name} offers GID {gid}, and the controller says {host.want.gid}")
+            gid = gid_text(IPv6Address(offer.end.gid))
+            raise SwitchError(f"host {name} offers GID {gid}, and the controller says {gid_text(host.want.gid)}")
         number = epoch(host.own.id, offer.id)
         self._switch.fast_path.rdma_peer_connect(host.number, offer.end, number, self._timeout, _RETRIES)
         host.own = replace(host.own, stage=Stage.JOINED, joined=offer.id)
@@ -321,7 +321,7 @@ class RdmaPeers:
             for gid in port.gids:
                 if (port.device, port.port, gid.address) == (local.device, local.port, local.gid):
                     return self._add(local, gid.index)
-        return f"{local.device} port {local.port} has no GID {local.gid}"
+        return f"{local.device} port {local.port} has no GID {gid_text(local.gid)}"
 
     def _add(self, local: Local, index: int) -> PortEntry | str:
         name = f"{local.device}.{local.port}.{index}"[-PORT_NAME_MAX:]
