@@ -168,9 +168,9 @@ struct ff_rdma_connect {
 int ff_rdma_peer_connect(uint16_t peer, const struct ff_rdma_connect *conf, char *err);
 
 /*
- * From now on frames for tunnel end `remote`, of flows whose FF_ACT_SET_TUNNEL
+ * From now on frames for tunnel end `remote`, too, of flows whose FF_ACT_SET_TUNNEL
  * allows it, go over the connected peer, as long as it does not fail; what is for
- * the same end otherwise goes by VXLAN. remote 0: the peer sends no more.
+ * the same end otherwise goes by VXLAN. remote 0: the peer sends no more, for any.
  * -ENOENT, -EINVAL: not connected, or no such tunnel end; -EBUSY: the end has another peer.
  */
 int ff_rdma_peer_use(uint16_t peer, uint16_t remote);
@@ -196,7 +196,8 @@ struct ff_rdma_stats {
 };
 struct ff_rdma_peer_info {
     int state; /* enum ff_rdma_state */
-    uint16_t port_id, remote, n_qps;
+    uint16_t port_id, n_qps;
+    uint16_t remote; /* one of the tunnel ends that use it, 0: none does */
     uint32_t epoch;
     char reason[64]; /* why it failed */
     struct ff_rdma_stats stats;

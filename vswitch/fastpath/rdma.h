@@ -112,7 +112,7 @@ struct ff_rdma_qp {
 
 struct ff_rdma_peer {
     uint16_t number;
-    uint16_t remote; /* that uses it, 0: none */
+    uint16_t remote; /* the last that began to use it, 0: none does */
     uint16_t n_qps;
     struct ff_rdma_device *dev; /* NULL: it is gone */
     uint32_t epoch;

@@ -84,8 +84,9 @@ static void peer_free(struct ff_rdma_peer *peer) {
 static void unuse(struct ff_rdma_peer *peer) {
     int active = FF_RDMA_ACTIVE;
 
-    if (peer->remote != 0)
-        atomic_store(&by_remote[peer->remote], NULL);
+    for (unsigned int i = 0; peer->remote != 0 && i < FF_MAX_REMOTES; i++)
+        if (atomic_load(&by_remote[i]) == peer)
+            atomic_store(&by_remote[i], NULL);
     peer->remote = 0;
     (void)atomic_compare_exchange_strong(&peer->state, &active, FF_RDMA_CONNECTED);
 }
@@ -248,6 +249,7 @@ int ff_rdma_peer_connect(uint16_t number, const struct ff_rdma_connect *conf, ch
 
 int ff_rdma_peer_use(uint16_t number, uint16_t remote) {
     struct ff_rdma_peer *peer = peer_of(number);
+    const struct ff_rdma_peer *other;
     int connected = FF_RDMA_CONNECTED;
 
     if (peer == NULL)
@@ -258,10 +260,11 @@ int ff_rdma_peer_use(uint16_t number, uint16_t remote) {
     }
     if (remote >= FF_MAX_REMOTES)
         return -EINVAL;
-    if (atomic_load(&by_remote[remote]) != NULL)
-        return -EBUSY;
-    if (peer->remote != 0 ||
-        !atomic_compare_exchange_strong(&peer->state, &connected, FF_RDMA_ACTIVE))
+    other = atomic_load(&by_remote[remote]);
+    if (other != NULL)
+        return other == peer ? 0 : -EBUSY;
+    if (!atomic_compare_exchange_strong(&peer->state, &connected, FF_RDMA_ACTIVE) &&
+        connected != FF_RDMA_ACTIVE)
         return -EINVAL;
     peer->remote = remote;
     atomic_store_explicit(&by_remote[remote], peer, memory_order_release);

@@ -300,7 +300,7 @@ class RdmaStats:
 
 @dataclass(frozen=True, slots=True)
 class RdmaPeer:
-    """A peer as the fast path knows it; `remote` is the tunnel end that it serves, 0: none."""
+    """A peer as the fast path knows it; `remote` is one of the tunnel ends that it serves, 0: none."""
 
     state: RdmaState
     port_id: int
