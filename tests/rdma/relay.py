@@ -32,8 +32,9 @@ class Wire:
     loss: float = 0.0  # of the frames, drawn from the relay's seed
     delay: float = 0.0  # seconds
     cut: bool = False
+    refused: frozenset[int] = frozenset()  # UDP destination ports whose frames are lost
     due: float = 0.0  # when the last frame so far is delivered: none overtakes another when `delay` shrinks
-    lost: int = 0  # frames, by `loss` or `cut`
+    lost: int = 0  # frames, by `loss`, `cut` or `refused`
     overflowed: int = 0  # frames that the receiver's queue had no room for
     # What was delivered or is on its way, by UDP destination port; 0 for all else.
     frames: Counter[int] = field(default_factory=Counter)
@@ -99,10 +100,15 @@ class Relay:
         for pair, wire in self.wires.items():
             wire.cut = wire.cut or not names or not set(names).isdisjoint(pair)
 
-    def heal(self) -> None:
-        """Undo what `cut` and `impair` did."""
+    def refuse(self, *ports: int) -> None:
+        """Lose the frames to these UDP ports on every wire, and no others."""
         for wire in self.wires.values():
-            wire.cut, wire.loss, wire.delay = False, 0.0, 0.0
+            wire.refused = frozenset(ports)
+
+    def heal(self) -> None:
+        """Undo what `cut`, `refuse` and `impair` did."""
+        for wire in self.wires.values():
+            wire.cut, wire.refused, wire.loss, wire.delay = False, frozenset(), 0.0, 0.0
 
     # ---- its thread -------------------------------------------------------------
 
@@ -144,13 +150,13 @@ class Relay:
 
     def _forward(self, wire: Wire, receiver: Plug, frame: memoryview) -> None:
         # each frame has its draw, so that a cut does not change the fate of those after it
-        if self._random.random() < wire.loss or wire.cut:
+        port = udp_port(frame)
+        if self._random.random() < wire.loss or wire.cut or port in wire.refused:
             wire.lost += 1
             return
         if len(receiver.waiting) >= QUEUE_MAX:
             wire.overflowed += 1
             return
-        port = udp_port(frame)
         wire.frames[port] += 1
         wire.bytes[port] += len(frame)
         now = time.monotonic()

@@ -374,7 +374,7 @@ class FastPath:
         self._check(lib.ff_rdma_peer_connect(peer, conf, self._err))
 
     def rdma_peer_use(self, peer: int, remote: int) -> None:
-        """Sends frames for a tunnel end, too, over a connected peer; remote 0: for none any more. Raises FastPathError."""
+        """Sends frames for one more tunnel end over a connected peer; remote 0: for none. Raises FastPathError."""
         rc = lib.ff_rdma_peer_use(peer, remote)
         if rc < 0:
             raise FastPathError(f"peer {peer} cannot serve tunnel end {remote}: {os.strerror(-rc)}")

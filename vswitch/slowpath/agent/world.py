@@ -100,6 +100,7 @@ class HostWorld:
         self._table = PolicyTable()
         self._told = Todo()
         self._filtered: dict[str, set[Pair]] = {}  # pairs with a filter, by each of their names
+        self._networks_here: set[str] = set()  # those with endpoints on this host
 
     @property
     def objects(self) -> Mapping[Kind, Mapping[str, Object]]:
@@ -182,18 +183,25 @@ class HostWorld:
                     self._filtered.setdefault(name, set()).add(pair)
         # Whether anybody here may reach an endpoint by RDMA depends on the filters.
         endpoints |= {name for pair in todo.filters for name in pair}
-        endpoints |= self._neighbours(old for old, _ in changed.values())
-        endpoints |= self._neighbours(new for _, new in changed.values())
+        endpoints |= self._neighbours(changed.values())
         for name in endpoints:
             endpoint = self.endpoint(name)
             if endpoint is not None:
                 _note(todo.endpoints, self._told.endpoints, (endpoint.network, name), self._endpoint(endpoint))
         return todo
 
-    def _neighbours(self, changed: Iterable[Object | None]) -> set[str]:
-        """The endpoints that may be reached by others, or by nobody, now that these of this host came or went."""
-        networks = {e.network for e in changed if isinstance(e, Endpoint) and self.here(e)} if self._filtered else set()
-        return {name for network in networks for name in self._members.get(network, ())}
+    def _neighbours(self, changed: Iterable[tuple[Object | None, Object | None]]) -> set[str]:
+        """The endpoints that others may reach than before, now that endpoints of this host have changed."""
+        own = [e for pair in changed for e in pair if isinstance(e, Endpoint) and self.here(e)]
+        found: set[str] = set()
+        for network in {endpoint.network for endpoint in own}:
+            members = self._members.get(network, set())
+            is_here = not members.isdisjoint(self._placed.get(self.host, set()))
+            # Without filters one is like another.
+            if self._filtered or is_here != (network in self._networks_here):
+                found |= members
+            (self._networks_here.add if is_here else self._networks_here.discard)(network)
+        return found
 
     def _pairs_of(self, name: str) -> set[Pair]:
         """The pairs that an endpoint is in, and that have an end on this host."""
