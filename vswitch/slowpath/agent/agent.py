@@ -28,7 +28,7 @@ from vswitch.slowpath.agent.session import CONTROLLERS, Access, Refusal, Session
 from vswitch.slowpath.agent.world import HostWorld
 from vswitch.slowpath.errors import StartError, SwitchError
 from vswitch.slowpath.ports import told_mac
-from vswitch.slowpath.rdma import Discovery, discover, gid_text
+from vswitch.slowpath.rdma import NO_DEVICE, Discovery, discover, gid_text
 from vswitch.slowpath.rdma_negotiation import Offer
 from vswitch.slowpath.rdma_peers import RDMA_TIMEOUT_MS, RdmaPeers
 from vswitch.slowpath.switch import PortEntry, Switch
@@ -219,7 +219,8 @@ class Agent:
                 log.info("RDMA port %s: %s, GIDs %s", port.label, port.state, gids or "none")
         for problem in found.problems:
             if problem not in self._found.problems:
-                log.warning("RDMA: %s; other hosts are reached by VXLAN", problem)
+                level = logging.INFO if problem == NO_DEVICE else logging.WARNING
+                log.log(level, "RDMA: %s; other hosts are reached by VXLAN", problem)
         self._found = found
         self.rdma.discovered(found)
         self._capabilities_changed()
