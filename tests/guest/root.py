@@ -25,7 +25,7 @@ PACKAGES = (
     *("base-files", "base-passwd", "bash", "busybox-static", "coreutils", "kmod", "mount", "procps", "util-linux"),
     *("ethtool", "iperf3", "iproute2", "iputils-ping", "tcpdump"),
     *("ibverbs-providers", "ibverbs-utils", "perftest", "python3-pyverbs"),
-    *("dpdk-dev", "python3", "runc"),
+    *("dpdk-dev", "libstdc++6", "python3", "runc"),
 )
 PMDS = (
     *("bus_pci", "bus_vdev", "mempool_ring"),
