@@ -36,7 +36,7 @@ from vswitch.slowpath.uplinks import Uplinks
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0  # how often RDMA devices are looked at
+_LOOK_S = 5.0  # how often RDMA devices are looked at: Linux logs each look at a port whose speed it does not know
 _KEEP_AFTER_S = 1.0  # changes are written together: the file is as long as all that is known
 
 
