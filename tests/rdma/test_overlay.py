@@ -30,7 +30,8 @@ def conversation(source: bytes, destination: bytes) -> list[bytes]:
         key = parse(frame, 1)
         if not isinstance(key, Key) or (frame[6:12], frame[:6]) != (source, destination):
             continue
-        if key.eth_type in (EthType.IPV4, EthType.IPV6) and not key.vlan_tpid[0] and len(frame) <= FRAME_MAX:
+        # Neither who-has, which the switch answers, nor what it drops.
+        if key.eth_type == EthType.IPV4 and key.l4_src and not key.vlan_tpid[0] and len(frame) <= FRAME_MAX:
             found.append(frame)
     assert len(found) > 15
     return found
