@@ -77,10 +77,15 @@ class Overlay:
         (source, out), (target, into) = [(self.hosts[i], PORTS[i]) for i in (sender, 1 - sender)]
         wrpcap(str(source.guest.shared / "sent.pcap"), [Ether(frame) for frame in frames], linktype=1)
         wrpcap(str(target.guest.shared / "none.pcap"), [], linktype=1)
-        async with switch.container(target, into, self.macs[1 - sender], "/shared/none.pcap"):
-            await switch.ready(target, into)
-            async with switch.container(source, out, self.macs[sender], "/shared/sent.pcap"):
-                yield (source.guest.shared / "sent.pcap").stat().st_size
+        async with (
+            switch.container(target, into, self.macs[1 - sender]),
+            switch.container(source, out, self.macs[sender]),
+        ):
+            for host, port in ((target, into), (source, out)):
+                await host.guest.until(f"ffswitch list-ports | grep -Eq '^{port} .* ready '", SECONDS)
+            await switch.feed(target, into, "none.pcap")
+            await switch.feed(source, out, "sent.pcap")
+            yield (source.guest.shared / "sent.pcap").stat().st_size
 
     async def replay(self, frames: Sequence[bytes], *, sender: int = 0) -> tuple[int, int]:
         """Send frames from the container of one host to that of the other: byte for byte, in order.
@@ -88,7 +93,7 @@ class Overlay:
         Returns how many packets of RoCE and of VXLAN crossed the underlay meanwhile.
         """
         before = self.frames(ROCE), self.frames(VXLAN)
-        target, got = self.hosts[1 - sender].guest, f"/tmp/{PORTS[1 - sender]}.pcap"
+        target, got = self.hosts[1 - sender].guest, f"/tmp/{PORTS[1 - sender]}.got"
         async with self.sending(frames, sender) as size:
             await target.until(f"test $(stat -c %s {got}) -ge {size}", SECONDS)
             await target.run(f"cp {got} /shared/got.pcap")
