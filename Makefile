@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | build | test | test-long | asan | fuzz | lint | format | clean
+# make demo | build | test | test-long | test-rdma | asan | fuzz | lint | format | clean
 # make bench-switch | bench-instructions | bench-controller | bench-shortcut | bench-vxlan
 
 SHELL   := /bin/bash
@@ -17,7 +17,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
+.PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -25,13 +25,17 @@ demo: build
 
 build: build/module.stamp build/proto.stamp build/endpoint/librte_net_ff.so
 
-test: build lint build/guest.stamp $(FUZZERS) $(DRIVER_TESTS)
-	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/endpoint tests/system
+test: build lint build/guest.stamp build/rdma.stamp $(FUZZERS) $(DRIVER_TESTS)
+	$(PYTHON) -m pytest -m 'not long' tests/unit tests/spin tests/fuzz tests/fastpath tests/endpoint tests/system tests/rdma
 	FFSWITCH_TEST_WORKERS=2 $(PYTHON) -m pytest -m 'not long' $(TWO_WORKERS:%=tests/fastpath/test_%.py)
 
 # What takes minutes: `make test` leaves it out.
 test-long: build build/guest.stamp $(DRIVER_TESTS)
 	$(PYTHON) -m pytest -m long tests/unit tests/fastpath tests/endpoint tests/system
+
+# Two and three hosts with RDMA, in virtual machines; `make test` has what of it is not marked as long.
+test-rdma: build build/rdma.stamp
+	$(PYTHON) -m pytest tests/rdma
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
@@ -93,10 +97,17 @@ build/venv.stamp: build/deps.stamp setup.cfg setup.py
 	/usr/bin/python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check wheel 'cffi>=1.16' 'grpcio-tools>=1.60' 'mypy-protobuf>=3.6'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --use-pep517 --config-settings editable_mode=compat -e '.[test]'
+	ln -sfn /usr/lib/python3/dist-packages/pyverbs .venv/lib/python3.*/site-packages/
 	@touch $@
 
-build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init
+build/guest.stamp: build/venv.stamp tests/guest/image.py tests/guest/init tests/guest/agent
 	$(PYTHON) -m tests.guest.image
+	@touch $@
+
+# The emulated CPU is not this one.
+build/rdma.stamp: build/guest.stamp build/module.stamp tests/guest/root.py
+	FFSWITCH_MARCH=x86-64-v3 $(PYTHON) setup.py -q build_ext --build-temp build/rdma/temp --build-lib build/rdma/lib
+	$(PYTHON) -m tests.guest.root
 	@touch $@
 
 build/module.stamp: build/venv.stamp $(C_FILES) vswitch/fastpath/build.py

@@ -55,7 +55,8 @@ class Decision:
 
     `usable` holds every path that may be used now, the best first: an agent falls back along it without asking. `path`
     is the first of them. `refused` are the better ones. `rules` say what `source` may open, `back_rules` what
-    `destination` may. `mtu` is the largest IP packet that `path` carries, 0 when there is none.
+    `destination` may. `mtu` is the largest IP packet that `path` carries, and what it may fall back
+    to; 0: there is none.
     """
 
     source: str
@@ -159,7 +160,7 @@ class _Pair:
         else:
             path, reasons = Path.NONE, list(dict.fromkeys(r for p in candidates for r in against[p]))
         better = candidates[: candidates.index(path)] if usable else candidates
-        mtu = self._mtu(path, way)
+        mtu = self._mtu(path, way if Path.VXLAN in usable else None)
         if usable:
             reasons += self._notes(path, mtu)
         return Decision(
@@ -183,7 +184,8 @@ class _Pair:
     def _mtu(self, path: Path, way: Tunnel | None) -> int:
         if path in (Path.DENIED, Path.NONE):
             return 0
-        return min(self.network.mtu, way.mtu) if path is Path.VXLAN and way else self.network.mtu
+        # `rdma` carries more, but its flows fall back to VXLAN at any time.
+        return min(self.network.mtu, way.mtu) if way else self.network.mtu
 
     def _notes(self, path: Path, mtu: int) -> list[Reason]:
         """What somebody who looks at a chosen path should know besides."""

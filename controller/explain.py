@@ -47,6 +47,9 @@ def decision_lines(decision: Mapping[str, Any]) -> list[str]:
     if decision["mtu"]:
         path += f", MTU {decision['mtu']}"
     lines = [path, *_reason_lines(decision["reasons"], "  ")]
+    if fallback := decision.get("fallback"):
+        instead = "vxlan" if decision["tunnel"] else "nothing gets through"
+        lines.append(f"  at this moment {instead}: {fallback}")
     for refused in decision["refused"]:
         lines += [f"not {refused['path']}:", *_reason_lines(refused["reasons"], "  ")]
     for title, rules in (("may open", decision["rules"]), ("may be opened from there", decision["back_rules"])):

@@ -41,7 +41,8 @@ def rdma_link(local: Host, remote: Host) -> RdmaLink | Reason:
     """
     for host in (local, remote):
         if not host.capabilities.rdma:
-            return Reason(Code.NO_RDMA_PORT, f"host {host.name}")
+            why = host.capabilities.no_rdma
+            return Reason(Code.NO_RDMA_PORT, f"host {host.name}: {why}" if why else f"host {host.name}")
     active = [[p for p in host.capabilities.rdma if p.state is RdmaState.ACTIVE] for host in (local, remote)]
     for host, ports in zip((local, remote), active, strict=True):
         if not ports:

@@ -19,6 +19,7 @@ from controller.scalars import (
     Excluded,
     Gid,
     Labels,
+    Line,
     Mac,
     Mtu,
     Name,
@@ -130,12 +131,13 @@ class RdmaPort:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a host's agent reports that its host can do. `memory` is in bytes."""
+    """What a host's agent reports that its host can do. `memory` is in bytes; `no_rdma` says why `rdma` is empty."""
 
     cores: Count = 0
     memory: Count = 0
     uplinks: tuple[Uplink, ...] = ()
     rdma: tuple[RdmaPort, ...] = ()
+    no_rdma: Line = ""
     pmds: frozenset[Word] = frozenset()
     features: frozenset[Feature] = frozenset()
 

@@ -58,6 +58,13 @@ def _whole(low: int, high: int) -> Scalar[int]:
     return Scalar(read, int)
 
 
+def _line(value: object) -> str:
+    text = _text(value)
+    if len(text) > 255 or not text.isprintable():
+        raise ValueError(f"{show(text)} is not a line of up to 255 characters")
+    return text
+
+
 def _time(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{show(value)} is not a time in seconds since 1970")
@@ -201,6 +208,7 @@ Mac = Annotated[str, _or_empty(Scalar(_mac, str))]
 Name = Annotated[str, _NAME_SCALAR]
 NameOrNone = Annotated[str, _or_empty(_NAME_SCALAR)]
 PortName = Annotated[str, _or_empty(_PORT_SCALAR)]
+Line = Annotated[str, Scalar(_line, str)]
 Word = Annotated[str, _matching(_WORD, "a word: 1 to 255 printable ASCII characters without spaces")]
 Protocol = Annotated[int, Scalar(_protocol, protocol_name)]
 Labels = Annotated[tuple[tuple[str, str], ...], Scalar(_labels, dict)]

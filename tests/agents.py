@@ -29,6 +29,7 @@ class FakeAgent:
         self.host = host
         self.known: dict[tuple[str, str], dict[str, Any]] = {}
         self.refused: dict[str, str] = {}
+        self.offers: dict[str, pb.RdmaOffer] = {}  # by from whom; id 0: gone, or withdrawn
         self.desired: list[tuple[int, int, bool]] = []  # epoch, revision, full
         self.revision = 0
         self.ended = ""
@@ -61,6 +62,11 @@ class FakeAgent:
         """One heartbeat."""
         applied = self.revision if revision is None else revision
         await self._say(pb.AgentMessage(heartbeat=pb.Heartbeat(revision=applied, capabilities=capabilities)))
+
+    async def offer(self, host: str, number: int, joined: int = 0) -> None:
+        """Offer a host one end of an RDMA connection."""
+        end = pb.RdmaEnd(gid=bytes(16), mtu=1024, credits=64, qpn=[number], psn=[1])
+        await self._say(pb.AgentMessage(rdma=pb.RdmaOffer(host=host, id=number, joined=joined, end=end)))
 
     async def _say(self, message: pb.AgentMessage) -> None:
         # Two writes at a time are an error of grpc.aio.
@@ -120,6 +126,8 @@ class FakeAgent:
                 self.revision = desired.revision
                 if self.beating:
                     await self.beat()
+            case "rdma":
+                self.offers[message.rdma.host] = message.rdma
             case "refused" if message.refused.port:
                 self.refused[message.refused.port] = message.refused.reason
             case "refused":

@@ -20,6 +20,7 @@ MAC = ROOT + "mac/"  # NETWORK/MAC: the endpoint that has it
 USED = ROOT + "used/"  # NETWORK: put whenever an endpoint comes to the network
 ALIVE = ROOT + "alive/"  # HOST: JSON of its session; ends when its agent is not heard
 MOVED = ROOT + "moved/"  # HOST/ENDPOINT: the host still reports the endpoint, another one has it
+RDMA = ROOT + "rdma/"  # TO/FROM: RdmaOffer as its host said it; ends with that host's session
 TOKEN = ROOT + "token/"  # hash of the secret: JSON of host and end
 REVOKED = ROOT + "revoked/"  # HOST: JSON, seconds since 1970: its certificates from before are not taken any more
 REPLICA = ROOT + "replica/"  # a controller that lives
@@ -53,6 +54,11 @@ def mac_key(network: str, mac: str) -> str:
 def moved_key(host: str, endpoint: str) -> str:
     """Where it stands that `host` lost the endpoint to another host."""
     return f"{MOVED}{host}/{endpoint}"
+
+
+def rdma_key(to: str, host: str) -> str:
+    """Where the offer of `host` for another host stands."""
+    return f"{RDMA}{to}/{host}"
 
 
 def split_object_key(text: str) -> Key:

@@ -17,7 +17,7 @@ from controller.proto import ffswitch_pb2 as pb
 from controller.security.authority import clock_text
 from controller.service import wire
 from controller.service.draft import Clock, Draft
-from controller.service.keys import REVOKED, encode, object_key
+from controller.service.keys import REVOKED, encode, object_key, rdma_key
 from controller.service.placing import Placing, PortRefused, Session, Superseded, parse_port
 from controller.service.state import State, Step, alive_key
 from controller.store.base import LeaseLost, Put, StoreUncertain
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 MISSED = 3
 # Ports of one report that are written at the same time: the store commits them together.
 AT_ONCE = 64
+# Bytes of an offer of an RDMA connection.
+OFFER_MAX = 1024
 # Seconds that a replica may be behind what an agent has seen.
 BEHIND = 5.0
 
@@ -78,6 +80,8 @@ class AgentSession:
         self._reported = 0
         self._renewed = 0.0
         self._reporting = asyncio.Event()
+        self._offers: dict[str, pb.RdmaOffer] = {}  # by for whom; not written yet
+        self._offering = asyncio.Event()
 
     def end(self, reason: str) -> None:
         """Let it be over, as soon as may be."""
@@ -94,12 +98,16 @@ class AgentSession:
         first = state.initial(self.host, hello.revision)
         state.follow(self.host, self._follow)
         state.reporters.add(self._asked)
+        state.offer_followers[self.host] = self._offered
+        for other, item in state.offers.get(self.host, {}).items():
+            self._offered(other, item.value, item.mod_revision)
         work: asyncio.Queue[pb.Observed | None] = asyncio.Queue()
         sending = asyncio.create_task(self._send(first))
         tasks = [
             asyncio.create_task(self._receive(messages, work)),
             asyncio.create_task(self._place(work)),
             asyncio.create_task(self._report()),
+            asyncio.create_task(self._offer()),
             asyncio.create_task(self._ended()),
         ]
         try:
@@ -109,6 +117,8 @@ class AgentSession:
         finally:
             state.unfollow(self.host, self._follow)
             state.reporters.discard(self._asked)
+            if state.offer_followers.get(self.host) == self._offered:
+                del state.offer_followers[self.host]
             for task in tasks:
                 task.cancel()
             # A write that is cancelled goes on in gRPC, and whatever is written next would break the stream.
@@ -176,6 +186,9 @@ class AgentSession:
                         work.put_nowait(None)
                 case "observed":
                     work.put_nowait(message.observed)
+                case "rdma":
+                    self._offers[message.rdma.host] = message.rdma
+                    self._offering.set()
                 case other:
                     raise SessionEnds(f"host {self.host} said {other or 'nothing'}: upgrade the older of the two")
 
@@ -229,6 +242,37 @@ class AgentSession:
                 await self._state.sync()
                 raise self._superseded()
             self._reported = applied
+
+    # ---- RDMA ----
+
+    async def _offer(self) -> None:
+        """Pass the host's offers on to others."""
+        while True:
+            await self._offering.wait()
+            self._offering.clear()
+            offers, self._offers = self._offers, {}
+            puts = [
+                Put(rdma_key(host, self.host), offer.SerializeToString(), self._session.lease)
+                for host, offer in offers.items()
+                if self._may_offer(host, offer)
+            ]
+            if not puts:
+                continue
+            for first in range(0, len(puts), AT_ONCE):
+                answer = await self._state.store.txn([self._session.fence()], [*puts[first : first + AT_ONCE]])
+                if not answer.succeeded:
+                    await self._state.sync()
+                    raise self._superseded()
+
+    def _may_offer(self, host: str, offer: pb.RdmaOffer) -> bool:
+        """Whether the two have a network in common, and the offer is not too long to be one."""
+        view = self._state.view
+        shares = not view.networks_of(self.host).isdisjoint(view.networks_of(host))
+        return shares and host != self.host and offer.ByteSize() <= OFFER_MAX
+
+    def _offered(self, host: str, value: bytes, revision: int) -> None:
+        self._replies.append(wire.offer(host, value, revision))
+        self._to_send.set()
 
     # ---- ports ----
 

@@ -26,6 +26,7 @@ from controller.service.keys import (
     EPOCH,
     MOVED,
     OBJECT,
+    RDMA,
     SYNC,
     WAIT,
     decode_object,
@@ -70,6 +71,8 @@ class State:
         self.waiting: set[str] = set()  # keys of those who wait for hosts, on whatever replica
         self.reporters: set[Callable[[], None]] = set()  # called when somebody begins to wait
         self.moved: dict[str, set[str]] = {}  # keys under MOVED, by host
+        self.offers: dict[str, dict[str, KeyValue]] = {}  # under RDMA: for whom, from whom
+        self.offer_followers: dict[str, Callable[[str, bytes, int], None]] = {}  # told of each, by for whom
         self._followers: dict[str, Follower] = {}
         self._listeners: set[Listener] = set()
         # For each update its first and its last revision, and what hosts were told of it.
@@ -230,6 +233,8 @@ class State:
                 (self.waiting.add if change.new else self.waiting.discard)(change.key)
                 for report in self.reporters if change.new else ():
                     report()
+            elif change.key.startswith(RDMA):
+                self._take_offer(change.key, change.new, update.revision)
             elif change.key == EPOCH and change.new is not None:
                 self.epoch = int(change.new.value)
         if not self.ready.is_set():
@@ -240,6 +245,18 @@ class State:
             self._tell(update, changes)
         for listener in list(self._listeners):
             listener(update)
+
+    def _take_offer(self, key: str, item: KeyValue | None, revision: int) -> None:
+        to, host = key.removeprefix(RDMA).split("/")
+        offers = self.offers.setdefault(to, {})
+        if item is not None:
+            offers[host] = item
+        else:
+            offers.pop(host, None)
+            if not offers:
+                del self.offers[to]
+        if to in self.offer_followers:
+            self.offer_followers[to](host, item.value if item is not None else b"", revision)
 
     def _tell(self, update: Update, changes: list[Change]) -> None:
         revision = update.revision

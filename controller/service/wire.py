@@ -51,6 +51,13 @@ def refused(port: str, reason: str) -> bytes:
     return pb.ControllerMessage(refused=pb.Refused(port=port, reason=line)).SerializeToString()
 
 
+def offer(host: str, value: bytes, revision: int) -> bytes:
+    """A ControllerMessage with the offer of `host` that stands in the store; an empty value: it is gone."""
+    told = pb.RdmaOffer.FromString(value)
+    told.host, told.revision = host, revision
+    return pb.ControllerMessage(rdma=told).SerializeToString()
+
+
 def _varint(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guests boot: Debian's kernel, and an initramfs of busybox, a few modules and `init`.
+"""What the guests boot: Debian's kernel, and an initramfs of busybox, a few modules, `init` and `agent`.
 
 The kernel's package is unpacked, never installed. All of it is made once, in build/guest.
 """
@@ -13,14 +13,16 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 CACHE = Path(__file__).resolve().parents[2] / "build/guest"
-INIT = Path(__file__).with_name("init")
+INIT, AGENT = (Path(__file__).with_name(name) for name in ("init", "agent"))
 BUSYBOX = Path("/usr/bin/busybox")
 PACKAGE = "linux-image-amd64"
-MODULES = ("virtio_pci", "virtio_net", "8021q")  # loaded at boot, after those that they need
+MODULES = ("virtio_pci", "virtio_net", "8021q")  # loaded at boot, each after those that it needs
+ROOT_MODULES = ("virtio_blk", "crc32c_generic", "erofs", "overlay", "9p", "9pnet_virtio")  # when there are disks
 
 
 class ImageError(Exception):
@@ -39,7 +41,7 @@ def prepare() -> Image:
     if not BUSYBOX.exists():
         raise ImageError(f"{BUSYBOX} is missing; run scripts/install-deps")
     CACHE.mkdir(parents=True, exist_ok=True)
-    package = _package()
+    package = kernel_package()
     made = CACHE / _fingerprint(package)
     if not made.is_dir():
         with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -53,24 +55,28 @@ def prepare() -> Image:
     return Image(made / "vmlinux", made / "initrd")
 
 
-def _package() -> Path:
+def kernel_package() -> Path:
     """The kernel's package; once downloaded it stays the same until `make clean`."""
     for package in sorted(CACHE.glob("linux-image-*.deb")):
         return package
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
-        _run(["apt-get", "update", "-qq"], name)
-        depends = _run(["apt-cache", "depends", PACKAGE], name).stdout.decode()
+        run(["apt-get", "update", "-qq"], name)
+        depends = run(["apt-cache", "depends", PACKAGE], name).stdout.decode()
         kernel = re.search(r"Depends: (linux-image-\S+)", depends)
         if not kernel:
             raise ImageError(f"Debian's archive has no {PACKAGE}; is it in /etc/apt/sources.list?")
         # apt's own user may not write below a private directory
-        _run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", kernel[1]], name)
+        run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", kernel[1]], name)
         package = next(Path(name).glob("*.deb"))
         return package.rename(CACHE / package.name)
 
 
-def _run(command: list[str], directory: str | Path, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(command, cwd=directory, input=given, capture_output=True, check=False)
+def run(
+    command: list[str], directory: str | Path, given: bytes = b"", stdin: IO[bytes] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in `directory` to its end; ImageError, with its last words, when its status is not 0."""
+    source: dict[str, Any] = {"stdin": stdin} if stdin else {"input": given}
+    done = subprocess.run(command, cwd=directory, capture_output=True, check=False, **source)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise ImageError(f"{' '.join(command[:2])} failed: {lines[-1] if lines else 'it does not say why'}")
@@ -80,32 +86,44 @@ def _run(command: list[str], directory: str | Path, given: bytes = b"") -> subpr
 def _fingerprint(package: Path) -> str:
     """Change whenever one of the image's sources does."""
     digest = hashlib.sha256(package.name.encode())
-    for source in (Path(__file__), INIT, BUSYBOX):
+    for source in (Path(__file__), INIT, AGENT, BUSYBOX):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _make(package: Path, scratch: Path) -> None:
     """Make scratch/image; the rest of `scratch` is of no further use."""
-    image, system, root = scratch / "image", scratch / "system", scratch / "root"
+    image, root = scratch / "image", scratch / "root"
     image.mkdir()
-    _run(["dpkg-deb", "-x", str(package), str(system)], scratch)
-    kernel = next((system / "boot").glob("vmlinuz-*"))
+    kernel, modules = unpack(package, scratch)
     (image / "vmlinux").write_bytes(_unpacked(kernel.read_bytes()))
-    for directory in ("bin", "dev", "modules", "proc", "srv", "sys", "tmp"):
+    for directory in ("bin", "dev", "layers", "modules/root", "proc", "root", "srv", "sys", "tmp"):
         (root / directory).mkdir(parents=True)
     shutil.copy(INIT, root / "init")
+    shutil.copy(AGENT, root / "agent")
     (root / "init").chmod(0o755)
     shutil.copy(BUSYBOX, root / "bin")
-    for applet in _run([str(BUSYBOX), "--list"], scratch).stdout.decode().split():
+    for applet in run([str(BUSYBOX), "--list"], scratch).stdout.decode().split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
-    modules = system / "lib/modules" / kernel.name.removeprefix("vmlinuz-")
-    for number, module in enumerate(_in_order(modules)):
-        shutil.copy(module, root / "modules" / f"{number:02}-{module.name}")
+    first = in_order(modules, MODULES)
+    later = [module for module in in_order(modules, ROOT_MODULES) if module not in first]
+    for directory, some in (("modules", first), ("modules/root", later)):
+        for number, module in enumerate(some):
+            shutil.copy(module, root / directory / f"{number:02}-{module.name}")
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-    archive = _run([str(BUSYBOX), "cpio", "-o", "-H", "newc"], root, names.encode()).stdout
+    archive = run([str(BUSYBOX), "cpio", "-o", "-H", "newc"], root, names.encode()).stdout
     (image / "initrd").write_bytes(archive)
+
+
+def unpack(package: Path, scratch: Path) -> tuple[Path, Path]:
+    """Unpack the kernel's package below `scratch`; return the kernel and the directory of its modules."""
+    system = scratch / "kernel"
+    run(["dpkg-deb", "-x", str(package), str(system)], scratch)
+    kernel = next((system / "boot").glob("vmlinuz-*"))
+    modules = system / "lib/modules" / kernel.name.removeprefix("vmlinuz-")
+    run([str(BUSYBOX), "depmod", "-b", str(system), modules.name], modules)
+    return kernel, modules
 
 
 def _unpacked(bzimage: bytes) -> bytes:
@@ -119,14 +137,15 @@ def _unpacked(bzimage: bytes) -> bytes:
     return lzma.LZMADecompressor().decompress(bzimage[start : start + length])
 
 
-def _in_order(modules: Path) -> list[Path]:
-    """MODULES and all that they need, each after what it needs."""
-    _run([str(BUSYBOX), "depmod", "-b", str(modules.parents[2]), modules.name], modules)
+def in_order(modules: Path, names: Sequence[str]) -> list[Path]:
+    """The modules of these names and all that they need, each after what it needs; ImageError when there is none."""
     needs = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         module, _, needed = line.partition(":")
         needs[Path(module).stem] = [module, *needed.split()]
-    order = dict.fromkeys(path for name in MODULES for path in reversed(needs[name]))
+    if missing := set(names) - needs.keys():
+        raise ImageError(f"{modules.name} has no module {', '.join(sorted(missing))}")
+    order = dict.fromkeys(path for name in names for path in reversed(needs[name]))
     return [modules / path for path in order]
 
 

@@ -206,6 +206,12 @@ class SessionHost:
         self._check()
         self._changed.set()
 
+    def greeted(self) -> None:
+        pass
+
+    def offered(self, offer: pb.RdmaOffer) -> None:
+        self.wrong.append(f"{self.name} has no RDMA, and was offered {offer}")
+
     def refused(self, port: str, reason: str) -> None:
         if port in self.ports.keys() - self.left:
             self.wrong.append(f"{self.name}: port {port} is refused: {reason}")

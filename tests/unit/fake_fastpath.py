@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from vswitch.slowpath.counters import PerfStats, PortStats, QueueStats, Rxq, WorkerStats
 from vswitch.slowpath.fastpath import FastPathError, PortEvent, PortInfo, TapRecord
@@ -18,6 +19,12 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    RdmaEnd,
+    RdmaEvent,
+    RdmaPeer,
+    RdmaState,
+    RdmaStats,
+    RdmaWhat,
     Remote,
     Shortcut,
     Suspect,
@@ -38,11 +45,24 @@ def port_stats(
     return PortStats(rx, 60 * rx, tx, 60 * tx, replicated, 0, drops or {}, faults or {}, (NO_QUEUE,))
 
 
+@dataclass
+class FakePeer:
+    port_id: int
+    end: RdmaEnd
+    state: RdmaState = RdmaState.NEW
+    other: RdmaEnd | None = None
+    epoch: int = 0
+    remotes: set[int] = field(default_factory=set)
+    drains: int = 0
+    reason: str = ""
+
+
 class FakeFastPath:
     """Implements FastPathApi. PMD and vxlan ports are "ready" at once, the others wait for their peer."""
 
     event_fd = upcall_fd = tap_fd = -1
     tsc_hz = 1_000_000_000
+    gid = bytes(16)  # of all RDMA ports
 
     def __init__(self) -> None:
         self.told = asyncio.Event()  # set by every call that changes ports or taps
@@ -76,6 +96,10 @@ class FakeFastPath:
         self.shortcut_calls: list[tuple[str, Shortcut]] = []
         self.refuse_memory = ""  # why mem_attach fails
         self.refuse_shortcuts = ""  # why shortcut_open fails
+        self.peers: dict[int, FakePeer] = {}
+        self.refuse_peers = ""  # why rdma_peer_add fails
+        self._rdma_events: list[RdmaEvent] = []
+        self._peer_ids = 0
         self.refuse_ports = ""  # why port_add fails
         self.refuse_flows: set[Flow] = set()
         self._flow_ids: dict[tuple[Key, Key], int] = {}
@@ -242,6 +266,68 @@ class FakeFastPath:
         assert self.shortcuts.pop(shortcut.epoch) == "closed"
         self.shortcut_calls.append(("free", shortcut))
         self.told.set()
+
+    # ---- RDMA: marks come back when a test calls `drained` ----
+
+    def fail_peer(self, number: int, reason: str) -> None:
+        self.peers[number].state, self.peers[number].reason = RdmaState.FAILED, reason
+        self._rdma_events.append(RdmaEvent(number, RdmaWhat.FAILED))
+
+    def drained(self, number: int) -> None:
+        self._rdma_events.append(RdmaEvent(number, RdmaWhat.DRAINED))
+
+    def rdma_peer_add(self, port_id: int, queue_pairs: int, /) -> tuple[int, RdmaEnd]:
+        if self.refuse_peers:
+            raise FastPathError(self.refuse_peers)
+        assert self.ports[port_id].type is PortType.RDMA
+        assert queue_pairs >= self.n_workers
+        number = next(n for n in range(1, 65) if n not in self.peers)
+        first = 100 + self._peer_ids
+        self._peer_ids += queue_pairs
+        pairs = tuple((first + i, first + i) for i in range(queue_pairs))
+        self.peers[number] = FakePeer(port_id, RdmaEnd(self.gid, 0, 1024, 64, pairs))
+        return number, self.peers[number].end
+
+    def rdma_peer_connect(self, peer: int, remote: RdmaEnd, epoch: int, timeout: int, retries: int, /) -> None:
+        found = self.peers[peer]
+        assert found.state is RdmaState.NEW and len(remote.queue_pairs) == len(found.end.queue_pairs)
+        assert epoch and 1 <= timeout <= 31 and 0 <= retries <= 7
+        found.state, found.other, found.epoch = RdmaState.CONNECTED, remote, epoch
+
+    def rdma_peer_use(self, peer: int, remote: int, /) -> None:
+        found = self.peers[peer]
+        if not remote:
+            found.remotes.clear()
+            return
+        assert found.state in (RdmaState.CONNECTED, RdmaState.ACTIVE)
+        assert not any(remote in other.remotes for other in self.peers.values()), "one peer for a tunnel end"
+        found.state = RdmaState.ACTIVE
+        found.remotes.add(remote)
+
+    def rdma_peer_drain(self, peer: int, /) -> None:
+        assert self.peers[peer].state in (RdmaState.CONNECTED, RdmaState.ACTIVE)
+        self.peers[peer].drains += 1
+
+    def rdma_peer_del(self, peer: int, /) -> None:
+        del self.peers[peer]
+        self._rdma_events = [event for event in self._rdma_events if event.peer != peer]
+
+    def rdma_peer(self, peer: int, /) -> RdmaPeer:
+        found = self.peers[peer]
+        remote = next(iter(found.remotes), 0)
+        pairs = len(found.end.queue_pairs)
+        stats = RdmaStats(3, 300, 2, 200, 0, 0, 0, 1, 1)
+        return RdmaPeer(found.state, found.port_id, remote, pairs, found.epoch, found.reason, stats)
+
+    def rdma_events(self) -> Sequence[RdmaEvent]:
+        events, self._rdma_events = self._rdma_events, []
+        return events
+
+    def rdma_device_fd(self, port_id: int, /) -> int:
+        return -1
+
+    def rdma_device_drain(self, port_id: int, /) -> None:
+        pass
 
     def tap_set(self, port_id: int, kinds: int, snaplen: int, /) -> None:
         self.tapped[port_id] = (kinds, snaplen)

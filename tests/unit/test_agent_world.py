@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from random import Random
 from typing import TypeVar
 
@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller import model as m
+from controller.decide import decide
 from controller.model import Key, Kind, Object, key_of
 from controller.scalars import PortRange
 from tests.unit.controller import worlds
 from vswitch.slowpath.agent.world import EndpointWish, HostWorld, NetworkWish, PairFilter, Todo
-from vswitch.slowpath.overlay import Scope
+from vswitch.slowpath.overlay import Paths, Scope
 
 BLUE = m.Network("blue", 100, (ip_network("10.0.0.0/24"),), mtu=1500)
 
@@ -149,3 +150,67 @@ def test_changes_add_up_to_the_state(seed: int) -> None:
         add(fresh, HostWorld("h1").apply(known.values(), ()))
         assert total == fresh
     assert {key_of(item) for item in world.all()} == known.keys()
+
+
+def rdma_host(rng: Random, name: str, ip: str) -> m.Host:
+    gid = ip_address(f"::ffff:{ip}")
+    assert isinstance(gid, IPv6Address)
+    state = rng.choice([m.RdmaState.ACTIVE, m.RdmaState.ACTIVE, m.RdmaState.DOWN])
+    port = m.RdmaPort("rxe0", 1, gid, m.LinkLayer.ETHERNET, m.GidType.ROCE_V2, state)
+    uplinks = (m.Uplink("up0", (ip_address(ip),)),) if rng.random() < 0.8 else ()
+    capable = m.Capabilities(uplinks=uplinks, rdma=(port,) if rng.random() < 0.9 else ())
+    return m.Host(name, capable, m.HostState.LOST if name == "h2" and rng.random() < 0.1 else m.HostState.UP)
+
+
+def rdma_policy(rng: Random) -> m.Policy:
+    names = [m.Selector(endpoints=frozenset(worlds.some(rng, ENDPOINTS, 2))) for _ in range(2)]
+    source, destination = (selector if selector.endpoints else m.Selector() for selector in names)
+    kind = rng.choice(["allow", "deny", "rdma", "vxlan"])
+    paths = frozenset({m.Path(kind)}) if kind in ("rdma", "vxlan") else None
+    action = m.Action.DENY if kind == "deny" else m.Action.ALLOW
+    return m.Policy(f"p{rng.randint(1, 3)}", action, rng.randint(0, 3), source, destination, paths=paths)
+
+
+ENDPOINTS = ["a", "b", "c", "d"]
+
+
+def rdma_change(rng: Random, known: dict[Key, Object]) -> tuple[list[Object], list[Key]]:
+    """As `change`, of two hosts that mostly reach each other by RDMA."""
+    number = rng.randrange(4)
+    some_endpoint = endpoint(ENDPOINTS[number], rng.choice(["h1", "h2"]), number + 1)
+    put: list[Object] = [BLUE, rdma_policy(rng) if rng.random() < 0.5 else some_endpoint]
+    for name, ip in (("h1", "192.0.2.1"), ("h2", "192.0.2.2")):
+        if rng.random() < 0.3 or (Kind.HOST, name) not in known:
+            put.append(rdma_host(rng, name, ip))
+    gone = [key for key in worlds.some(rng, sorted(known), 1) if all(key_of(item) != key for item in put)]
+    return put, gone if rng.random() < 0.3 else []
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rdma_and_vxlan_are_for_whom_decide_says(seed: int) -> None:
+    """A flow has the ways that its pair's decision has, and no host gets a peer without such a pair."""
+    rng = Random(seed)
+    world, total = HostWorld("h1"), Todo()
+    known: dict[Key, Object] = {}
+    for _ in range(rng.randint(1, 15)):
+        put, gone = rdma_change(rng, known)
+        known = {key: item for key, item in known.items() if key not in gone}
+        known.update({key_of(item): item for item in put})
+        add(total, world.apply(put, gone))
+    endpoints = [item for item in known.values() if isinstance(item, m.Endpoint)]
+    for other in endpoints:
+        wish = total.endpoints.get((other.network, other.name))
+        if wish is None or other.host == "h1":
+            continue
+        by_rdma = False
+        for one in endpoints:
+            if one.host != "h1":
+                continue
+            decision = decide(one, other, world.world)
+            rules = total.filters.get((one.name, other.name))
+            carried, paths = (rules.carried, rules.paths) if rules is not None else (True, Paths())
+            assert (carried and paths.rdma and wish.rdma is not None) == (decision.rdma is not None)
+            assert (carried and paths.vxlan and wish.way is not None) == (decision.tunnel is not None)
+            assert decision.rdma in (None, wish.rdma)
+            by_rdma |= decision.rdma is not None
+        assert by_rdma == (wish.rdma is not None)

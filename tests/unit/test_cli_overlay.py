@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.unit.rpcserver import VERSION, FakeDaemon, port
 from tests.unit.test_agent_world import BLUE, FAR, H1, H2, WEB
 from vswitch.cli.main import main
 
+RECEIVED = {"rx_messages": 2, "rx_bytes": 200}
 STATUS: dict[str, Any] = {
     "controller": {
         "host": "h1",
@@ -42,6 +44,35 @@ STATUS: dict[str, Any] = {
             "why": "192.0.2.2 does not answer",
         }
     ],
+    "rdma": {
+        "ports": [
+            {
+                "name": "rxe0/1",
+                "state": "PORT_ACTIVE (4)",
+                "mtu": 1024,
+                "gids": [{"index": 1, "gid": "192.0.2.1", "type": "roce-v2"}],
+            }
+        ],
+        "problems": ["mlx5_0 cannot be used: Permission denied"],
+        "peers": [
+            {
+                "host": host,
+                "device": "rxe0/1",
+                "local": "192.0.2.1",
+                "remote": remote,
+                "state": state,
+                "since": 1.0,
+                "why": why,
+                "queue_pairs": 1,
+                "epoch": 7,
+                "stats": stats,
+            }
+            for host, remote, state, why, stats in (
+                ("h2", "192.0.2.2", "active", "", dict.fromkeys(("tx_messages", "tx_bytes"), 3) | RECEIVED),
+                ("h3", "192.0.2.3", "down", "host h3 has not answered yet", None),
+            )
+        ],
+    },
 }
 
 
@@ -64,10 +95,14 @@ def test_status(answers: dict[str, object], capsys: pytest.CaptureFixture[str]) 
     assert "port web1 is refused: 10.0.0.1 is web0's" in out
     assert "uplink up0: 192.0.2.1/24 (shared with the kernel), mtu 1500, 10000 Mb/s" in out
     assert "192.0.2.2 does not answer" in out
+    assert "RDMA rxe0/1: PORT_ACTIVE (4), mtu 1024, GIDs 1: 192.0.2.1 (roce-v2)" in out
+    assert "RDMA: mlx5_0 cannot be used: Permission denied" in out
+    assert re.search(r"h2 +192.0.2.2 +192.0.2.1 \(rxe0/1\) +active +3/", out)
+    assert re.search(r"h3 +192.0.2.3 +192.0.2.1 \(rxe0/1\) +down +- +- +host h3 has not answered yet", out)
 
 
 def test_status_of_a_switch_that_stands_alone(answers: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
-    answers["status"] = {"controller": None, "uplinks": [], "remotes": []}
+    answers["status"] = {"controller": None, "uplinks": [], "remotes": [], "rdma": None}
     assert main(["status"]) == 0
     assert "controller: none, this switch stands alone" in capsys.readouterr().out
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import pytest
@@ -41,9 +41,9 @@ from tests.unit.overlay_driver import (
     udp,
     udp6,
 )
-from vswitch.slowpath.overlay import Scope, link_local
+from vswitch.slowpath.overlay import Binding, Paths, Scope, link_local
 from vswitch.slowpath.pipeline import parse
-from vswitch.slowpath.types import Action, ActionType, Drop, Key
+from vswitch.slowpath.types import TUNNEL_RDMA, Action, ActionType, Drop, Key
 
 
 @pytest.fixture
@@ -267,6 +267,7 @@ class Rules:
 
     scope: Scope
     protocols: frozenset[int] = frozenset()
+    paths: Paths = field(default=Paths())
 
     def permits(self, protocol: int, source_port: int | None, destination_port: int | None) -> bool:
         return protocol in self.protocols or (protocol == 6 and 80 in (source_port, destination_port))
@@ -294,6 +295,52 @@ def test_a_policy_change_reaches_the_flows_of_its_pair(overlay: Driver) -> None:
     assert overlay.send(1, tcp(WEB, DB, 1, 81)) == drop(Drop.DENIED)
     overlay.core.set_filters({("web", "db"): None}, overlay.now)
     assert overlay.send(1, tcp(WEB, DB, 1, 81)) == out(2)
+
+
+# ---- RDMA --------------------------------------------------------------------------------------
+
+RDMA_ONLY = 99
+
+
+def by_rdma(mac: bytes, number: int = REMOTE) -> Binding:
+    return replace(remote(mac, number), rdma=RDMA_ONLY, rdma_mtu=9000)
+
+
+def test_flows_by_rdma_from_their_first_packet(overlay: Driver) -> None:
+    overlay.core.set_endpoints([by_rdma(FAR)], overlay.now)
+    assert overlay.send(1, udp(WEB, FAR)) == away(REMOTE | TUNNEL_RDMA)
+    assert overlay.send(TUNNEL, udp(FAR, WEB)) == out(1), "whatever way it came"
+    commands = overlay.core.set_endpoints([remote(FAR)], overlay.now)
+    assert [type(command).__name__ for command in commands] == ["AddFlow"], "the way back is the same"
+    assert overlay.send(1, udp(WEB, FAR)) == away()
+
+
+def test_who_is_no_endpoint_has_no_rdma(overlay: Driver) -> None:
+    overlay.core.set_endpoints([by_rdma(FAR)], overlay.now)
+    assert overlay.send(3, udp(OTHER, FAR)) == away()
+
+
+def test_paths_of_a_pair(overlay: Driver) -> None:
+    overlay.core.set_endpoints([by_rdma(FAR)], overlay.now)
+    overlay.send(1, udp(WEB, FAR))
+    rules = Rules(Scope.NOTHING, frozenset(range(256)))
+    for paths, actions in (
+        (Paths(rdma=False), away()),
+        (Paths(vxlan=False), away(RDMA_ONLY | TUNNEL_RDMA, 9014)),
+        (Paths(rdma=False, vxlan=False), drop(Drop.TUNNEL_DOWN)),
+    ):
+        commands = overlay.core.set_filters({("web", "far"): replace(rules, paths=paths)}, overlay.now)
+        assert [type(command).__name__ for command in commands] == ["AddFlow"], "at once"
+        assert overlay.send(1, udp(WEB, FAR)) == actions
+        assert overlay.send(2, udp(DB, FAR)) == away(REMOTE | TUNNEL_RDMA), "another pair"
+
+
+def test_only_rdma_leads_there(overlay: Driver) -> None:
+    overlay.core.set_endpoints([by_rdma(FAR, 0)], overlay.now)
+    assert overlay.send(1, udp(WEB, FAR)) == away(RDMA_ONLY | TUNNEL_RDMA, 9014)
+    key = parse(bytes(udp(WEB, FAR)), 1)
+    assert isinstance(key, Key)
+    assert "by RDMA only" in " ".join(overlay.core.decide(key, overlay.now).reasons)
 
 
 # ---- too long for the tunnel -----------------------------------------------------------------------
@@ -356,6 +403,7 @@ def test_a_ping_that_is_too_long(overlay: Driver) -> None:
 # ---- any changes in any order ---------------------------------------------------------------------
 
 MACS = st.sampled_from([WEB, DB, FAR, OTHER])
+BOOLS = st.booleans()
 FRAMES = st.one_of(
     st.builds(udp, MACS, st.one_of(MACS, st.just(GROUP))),
     st.builds(tcp, MACS, MACS, st.sampled_from([80, 81]), st.sampled_from([80, 81])),
@@ -370,6 +418,7 @@ class Changes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.driver = Driver()
+        self.paths: dict[tuple[str, str], Paths] = {}
 
     @rule(port=st.sampled_from([1, 2, 3, 4, TUNNEL]), frame=FRAMES)
     def packet(self, port: int, frame: Packet) -> None:
@@ -380,17 +429,19 @@ class Changes(RuleBasedStateMachine):
         binding = local(mac, port)
         self.driver.core.set_endpoints([binding if with_ips else replace(binding, ips=())], self.driver.now)
 
-    @rule(mac=MACS, number=st.sampled_from([0, 5, REMOTE]))
-    def there(self, mac: bytes, number: int) -> None:
-        self.driver.core.set_endpoints([remote(mac, number)], self.driver.now)
+    @rule(mac=MACS, number=st.sampled_from([0, 5, REMOTE]), rdma=st.booleans())
+    def there(self, mac: bytes, number: int, rdma: bool) -> None:
+        binding = by_rdma(mac, number) if rdma else remote(mac, number)
+        self.driver.core.set_endpoints([binding], self.driver.now)
 
     @rule(mac=MACS)
     def gone(self, mac: bytes) -> None:
         self.driver.core.remove_endpoints([("blue", NAMES[mac])], self.driver.now)
 
-    @rule(one=MACS, other=MACS, scope=st.sampled_from([None, *Scope]))
-    def policy(self, one: bytes, other: bytes, scope: Scope | None) -> None:
-        rules = None if scope is None else Rules(scope, frozenset({17}))
+    @rule(one=MACS, other=MACS, scope=st.sampled_from([None, *Scope]), paths=st.builds(Paths, BOOLS, BOOLS))
+    def policy(self, one: bytes, other: bytes, scope: Scope | None, paths: Paths) -> None:
+        rules = None if scope is None else Rules(scope, frozenset({17}), paths)
+        self.paths[NAMES[one], NAMES[other]] = paths if rules is not None else Paths()
         self.driver.core.set_filters({(NAMES[one], NAMES[other]): rules}, self.driver.now)
 
     @rule(tunnel=st.sampled_from([None, TUNNEL]))
@@ -411,6 +462,24 @@ class Changes(RuleBasedStateMachine):
         for flow in self.driver.core.flows().values():
             decision = self.driver.core.decide(flow.key, self.driver.now)
             assert (decision.actions, decision.mask) == (flow.actions, flow.mask)
+
+    @invariant()
+    def ways_are_those_of_the_pair(self) -> None:
+        overlay = self.driver.core.overlay
+        for flow in self.driver.core.flows().values():
+            ways = [action.arg for action in flow.actions if action.type is ActionType.SET_TUNNEL]
+            if not ways:
+                continue
+            (way,) = ways
+            one, other = overlay.at("blue", flow.key.eth_src), overlay.at("blue", flow.key.eth_dst)
+            assert other is not None
+            paths = self.paths.get((one.name, other.name), Paths()) if one is not None else Paths(rdma=False)
+            if way & TUNNEL_RDMA:
+                assert one is not None and paths.rdma and other.rdma
+            if way & ~TUNNEL_RDMA == other.remote:
+                assert paths.vxlan
+            else:
+                assert way == other.rdma | TUNNEL_RDMA
 
     @invariant()
     def addresses_of_endpoints_lead_to_them(self) -> None:

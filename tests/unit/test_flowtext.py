@@ -6,7 +6,7 @@ import ipaddress
 import pytest
 
 from vswitch.slowpath.flowtext import actions_text, key_fields, match_text, present, summary
-from vswitch.slowpath.types import Action, ActionType, Drop, Key
+from vswitch.slowpath.types import TUNNEL_RDMA, Action, ActionType, Drop, Key
 
 A, B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 MACS = "02:00:00:00:00:01 > 02:00:00:00:00:02"
@@ -109,3 +109,9 @@ def test_tunnel_actions_name_the_other_end() -> None:
         "check_len:1464,set_tunnel:7(192.0.2.7),output:9"
     )
     assert actions_text(actions, str) == "check_len:1464,set_tunnel:7,output:9"
+
+
+def test_a_tunnel_that_may_be_rdma_says_so() -> None:
+    actions = (Action(ActionType.SET_TUNNEL, 7 | TUNNEL_RDMA),)
+    assert actions_text(actions, str, lambda number: f"192.0.2.{number}") == "set_tunnel:7(192.0.2.7,rdma)"
+    assert actions_text(actions, str) == "set_tunnel:7(rdma)"

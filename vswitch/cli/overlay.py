@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def status(run_dir: Path, output: str) -> None:
     _print_controller(found["controller"])
     for uplink in found["uplinks"]:
         click.echo(f"uplink {uplink['name']}: {_uplink_text(uplink)}")
+    if found["rdma"]:
+        _print_rdma(found["rdma"])
     if found["remotes"]:
         click.echo()
         rows = [
@@ -43,6 +45,28 @@ def status(run_dir: Path, output: str) -> None:
             for remote in found["remotes"]
         ]
         print_table([">TUNNEL", "TO", "FROM", "NEXT HOP", "AT"], rows, "")
+    if found["rdma"] and found["rdma"]["peers"]:
+        click.echo()
+        _print_peers(found["rdma"]["peers"])
+
+
+def _print_rdma(rdma: Mapping[str, Any]) -> None:
+    for port in rdma["ports"]:
+        gids = [f"{gid['index']}: {gid['gid']} ({gid['type']})" for gid in port["gids"]]
+        click.echo(f"RDMA {port['name']}: {port['state']}, mtu {port['mtu']}, GIDs {', '.join(gids) or 'none'}")
+    for problem in rdma["problems"]:
+        click.echo(f"RDMA: {problem}")
+
+
+def _print_peers(peers: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
+    for peer in peers:
+        stats = peer["stats"] or {}
+        counts = [f"{stats[way + '_messages']}/{size(stats[way + '_bytes'])}" if stats else "-" for way in ("tx", "rx")]
+        where = f"{peer['local']} ({peer['device']})"
+        state = paint(peer["state"], "green" if peer["state"] == "active" else "yellow")
+        rows.append([peer["host"], peer["remote"], where, state, *counts, peer["why"] or f"{since(peer['since'])}"])
+    print_table(["RDMA PEER", "TO", "FROM", "STATE", ">SENT", ">RECEIVED", "SINCE"], rows, "")
 
 
 def _print_controller(controller: Mapping[str, Any] | None) -> None:

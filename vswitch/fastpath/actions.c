@@ -21,7 +21,7 @@ static int action_valid(const struct ff_action *a, bool last) {
     case FF_ACT_UPCALL:
         return last;
     case FF_ACT_SET_TUNNEL:
-        return a->arg != 0 && a->arg < FF_MAX_REMOTES;
+        return (a->arg & ~FF_TUNNEL_RDMA) != 0 && (a->arg & ~FF_TUNNEL_RDMA) < FF_MAX_REMOTES;
     case FF_ACT_CHECK_LEN:
         return a->arg >= FF_ETH_HLEN;
     default:

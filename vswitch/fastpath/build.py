@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the C fast path into the extension module `vswitch._ff` (cffi, API mode).
 
-setup.py names this file. FFSWITCH_SANITIZE=1 builds with AddressSanitizer and
-UndefinedBehaviorSanitizer, for `make asan`.
+setup.py names this file. FFSWITCH_MARCH names the CPU to build for, as for gcc's -march, when it is not the one here.
+FFSWITCH_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer, for `make asan`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
-CONTRACT = ("ff_packet.h", "ff_shm.h", "ff.h")  # what another uses comes first
+CONTRACT = ("ff_packet.h", "ff_shm.h", "ff_rdma.h", "ff.h")  # what another uses comes first
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 
@@ -54,8 +54,8 @@ def make() -> FFI:
     # DPDK's headers are not ours to warn about
     cflags = [flag.replace("-I", "-isystem", 1) for flag in pkg_config("--cflags") if not flag.startswith("-march")]
     # AVX-512 lowers the clock of many CPUs, and our copies are too short to gain from it
-    flags = [*C_FLAGS, "-march=native", "-mno-avx512f"]
-    link = pkg_config("--libs")
+    flags = [*C_FLAGS, f"-march={os.environ.get('FFSWITCH_MARCH', 'native')}", "-mno-avx512f"]
+    link = [*pkg_config("--libs"), "-libverbs"]
     if os.environ.get("FFSWITCH_SANITIZE"):
         flags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         link += ["-fsanitize=address,undefined"]

@@ -29,9 +29,16 @@ int ff_event_init(void) {
     return ff.event_fd < 0 || ff.upcall_fd < 0 || ff.tap_fd < 0 ? -errno : 0;
 }
 
+void ff_event_signal(void) {
+    uint64_t one = 1;
+
+    if (write(ff.event_fd, &one, sizeof(one)) < 0) {
+        /* the counter is full: it is readable already */
+    }
+}
+
 void ff_port_state(struct ff_port *port, int state, const char *fmt, ...) {
     struct event *ev = calloc(1, sizeof(*ev));
-    uint64_t one = 1;
     va_list ap;
 
     pthread_mutex_lock(&lock);
@@ -47,9 +54,7 @@ void ff_port_state(struct ff_port *port, int state, const char *fmt, ...) {
         last = &ev->next;
     }
     pthread_mutex_unlock(&lock);
-    if (write(ff.event_fd, &one, sizeof(one)) < 0) {
-        /* the counter is full: it is readable already */
-    }
+    ff_event_signal();
 }
 
 void ff_event_forget(uint16_t port_id) {
@@ -85,9 +90,8 @@ int ff_event_drain(struct ff_event *events, int n) {
             last = &first;
         free(ev);
     }
-    if (first != NULL && write(ff.event_fd, &(uint64_t){1}, sizeof(uint64_t)) < 0) {
-        /* the counter is full: it is readable already */
-    }
+    if (first != NULL)
+        ff_event_signal();
     pthread_mutex_unlock(&lock);
     return got;
 }

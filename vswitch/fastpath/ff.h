@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ff.h: the whole contract between the C fast path and the Python slow path,
- * with ff_packet.h, the part of it that is about one packet, and ff_shm.h, what
- * memory ports share.
+ * with ff_packet.h, the part of it that is about one packet, ff_shm.h, what
+ * memory ports share, and ff_rdma.h, what goes over RDMA.
  *
  * Both sides read these files: the C compiler as headers, cffi as its cdef. So
  * they hold only declarations, enums and integer #defines, and no DPDK type.
@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "ff_packet.h"
+#include "ff_rdma.h"
 #include "ff_shm.h"
 
 #define FF_BURST 32
@@ -105,7 +106,7 @@ int ff_tap_fd(void);
 
 /* ---- ports ------------------------------------------------------------- */
 
-enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD = 2, FF_PORT_VXLAN = 3, FF_PORT_FF = 4 };
+enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD, FF_PORT_VXLAN, FF_PORT_FF, FF_PORT_RDMA };
 
 /* DESIGN 12: configured → waiting-for-peer → negotiating → memory-mapped → ready → lost */
 enum ff_port_state {
@@ -119,10 +120,13 @@ enum ff_port_state {
 
 struct ff_port_conf {
     const char *name;
-    int type;            /* enum ff_port_type */
-    const char *path;    /* vhost-user: the socket */
-    int server;          /* vhost-user: 1 when the switch listens, 0 when it connects */
-    const char *devargs; /* pmd: "net_pcap0,iface=eth0" or a PCI address */
+    int type;         /* enum ff_port_type */
+    const char *path; /* vhost-user: the socket */
+    int server;       /* vhost-user: 1 when the switch listens, 0 when it connects */
+    const char
+        *devargs;      /* pmd: "net_pcap0,iface=eth0" or a PCI address; rdma: the device, "rxe0" */
+    uint8_t rdma_port; /* rdma: of the device, 1 .. */
+    uint8_t gid_index; /* rdma: the GID by which others reach it */
     uint16_t queues; /* pmd: receive queues to set up; vhost-user, ff: upper bound told to people */
     uint32_t mtu;    /* payload bytes of the largest frame */
     uint32_t
@@ -256,6 +260,7 @@ struct ff_rxq {
     uint16_t port_id;
     uint16_t queue;
     uint16_t worker;
+    uint8_t bound; /* 1: it stays where it is */
     uint64_t packets;
     uint64_t cycles; /* as in struct ff_queue_stats, of all workers that ever polled it */
 };
@@ -267,7 +272,7 @@ int ff_rxq_list(struct ff_rxq *rxqs, int n);
  * begins when the old one has let go of the queue and has no packet of it
  * parked any more, so packets of one queue never overtake each other. Until
  * then what arrives waits in the queue. -ENOENT: no such queue; -EINVAL: no
- * such worker.
+ * such worker; -EPERM: the queue is bound to its worker.
  */
 int ff_rxq_move(uint16_t port_id, uint16_t queue, uint16_t worker);
 
@@ -284,10 +289,13 @@ enum ff_action_type {
     FF_ACT_VLAN_POP,   /* the outer tag */
     FF_ACT_DROP,       /* arg: enum ff_drop; ends the list */
     FF_ACT_UPCALL,     /* to the slow path, whatever the table says; ends the list */
-    FF_ACT_SET_TUNNEL, /* arg: the remote to which later outputs to vxlan ports go */
+    FF_ACT_SET_TUNNEL, /* arg: the remote to which later outputs to vxlan ports go, and perhaps
+                          FF_TUNNEL_RDMA */
     FF_ACT_CHECK_LEN   /* arg: bytes; a longer frame goes to the slow path instead, mirrors included
                         */
 };
+/* The flow may take the remote's RDMA peer, as long as that is active; else it takes VXLAN. */
+#define FF_TUNNEL_RDMA 0x8000
 struct ff_action {
     uint16_t type;
     uint16_t arg;

@@ -85,6 +85,10 @@ enum ff_drop {
     FF_DROP_TUNNEL_VNI,       /* of a network that this host does not have */
     FF_DROP_TUNNEL_PEER,      /* from an address that is no known tunnel end */
     FF_DROP_TUNNEL_ECN,       /* RFC 6040 section 4.2: congestion experienced, and nobody to tell */
+    /* and on the RDMA port */
+    FF_DROP_RDMA_MALFORMED, /* it breaks the rules of ff_rdma.h */
+    FF_DROP_RDMA_EPOCH,     /* of another connection than this one */
+    FF_DROP_RDMA_OVERSIZE,  /* more than a frame can be */
     /* the upcall's, counted on the receiving port */
     FF_DROP_UPCALL_BUDGET, /* its port has as many packets parked as it may */
     FF_DROP_UPCALL_FULL,   /* the worker has no room for one more parked flow */

@@ -49,7 +49,7 @@ struct ff_frame {
     uint16_t head_len; /* readable at head */
     uint16_t n_segs;
     uint16_t steer;  /* hash of the flow's addresses, for choosing a transmit queue */
-    uint16_t remote; /* tunnel end, for an output to a vxlan port */
+    uint16_t remote; /* tunnel end, for an output to a vxlan port; as in FF_ACT_SET_TUNNEL */
     struct ff_offload offload;
 };
 #define FF_FRAME_MBUF UINT16_MAX

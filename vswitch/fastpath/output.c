@@ -141,6 +141,8 @@ void ff_output_flush(struct ff_worker *w) {
     for (unsigned int i = 0; i < w->n_out; i++)
         flush_one(w, &w->out[i]);
     w->n_out = 0;
+    if (unlikely(w->unposted != NULL))
+        ff_rdma_post(w);
 }
 
 void ff_output(struct ff_worker *w, uint16_t port_id, uint16_t in_port, struct ff_frame *frame) {

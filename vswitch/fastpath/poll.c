@@ -59,7 +59,7 @@ static struct ff_worker *fewest_queues(void) {
 
 int ff_poll_add(struct ff_port *port) {
     for (unsigned int q = 0; q < port->rx_queues; q++) {
-        struct ff_worker *w = fewest_queues();
+        struct ff_worker *w = port->bound ? ff.workers[q] : fewest_queues();
         struct ff_poll_list *list = list_copy(w, NULL, ANY);
 
         if (list == NULL)
@@ -103,6 +103,8 @@ int ff_rxq_move(uint16_t port_id, uint16_t queue, uint16_t worker) {
         return -ENOENT;
     if (worker >= ff.n_workers)
         return -EINVAL;
+    if (port->bound)
+        return -EPERM;
     from = ff.workers[atomic_load(&port->polled_by[queue])];
     to = ff.workers[worker];
     if (from == to)
@@ -135,8 +137,10 @@ int ff_rxq_list(struct ff_rxq *rxqs, int n) {
         for (uint16_t q = 0; port != NULL && q < port->rx_queues; q++, found++) {
             if (found >= n)
                 continue;
-            rxqs[found] = (struct ff_rxq){
-                .port_id = id, .queue = q, .worker = atomic_load(&port->polled_by[q])};
+            rxqs[found] = (struct ff_rxq){.port_id = id,
+                                          .queue = q,
+                                          .worker = atomic_load(&port->polled_by[q]),
+                                          .bound = port->bound};
             for (unsigned int i = 0; i < ff.n_workers; i++) {
                 const struct ff_queue_stats *s = &ff.workers[i]->port_stats[id].queue[q];
 
@@ -159,12 +163,10 @@ void ff_poll_leave(struct ff_worker *w, struct ff_command *cmd) {
     w->leaving = cmd;
 }
 
-/* Whether packets from the queue are parked; what an uplink received in tunnels counts for other
- * ports. */
-static bool holds(const struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+bool ff_poll_holds(const struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     if (w->parked_in[port->id][queue] > 0)
         return true;
-    if (atomic_load(&port->uplink) == NULL)
+    if (atomic_load(&port->uplink) == NULL && port->ops->input == NULL)
         return false;
     for (uint16_t id = 1; id < FF_MAX_PORTS; id++) {
         const struct ff_port *other = ff_port(id);
@@ -181,7 +183,7 @@ void ff_poll_release(struct ff_worker *w) {
     while ((cmd = *at) != NULL) {
         struct ff_port *port = ff_port(cmd->port);
 
-        if (port != NULL && holds(w, port, cmd->queue)) {
+        if (port != NULL && ff_poll_holds(w, port, cmd->queue)) {
             at = &cmd->leaving;
             continue;
         }

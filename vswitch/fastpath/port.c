@@ -15,6 +15,8 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_vxlan_ops;
     case FF_PORT_FF:
         return &ff_port_ff_ops;
+    case FF_PORT_RDMA:
+        return &ff_port_rdma_ops;
     default:
         return NULL;
     }

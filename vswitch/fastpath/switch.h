@@ -24,6 +24,7 @@
 struct ff_worker;
 struct ff_port;
 struct ff_mem;
+struct ff_rdma_qp;
 
 /* What a port's tx did with the frames that it was given. */
 struct ff_sent {
@@ -58,6 +59,10 @@ struct ff_port_ops {
     unsigned int (*rx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                        struct ff_frame *frames, unsigned int n);
     void (*rx_done)(struct ff_port *port, unsigned int queue);
+    /* NULL, or passes on what rx got as received by other ports; returns how many frames, at the
+     * front, are left as this one's. */
+    unsigned int (*input)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                          struct ff_frame *frames, unsigned int n);
     struct ff_sent (*tx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                          struct ff_frame *frames, unsigned int n);
     bool (*arm)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
@@ -72,11 +77,13 @@ extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
 extern const struct ff_port_ops ff_port_vxlan_ops;
 extern const struct ff_port_ops ff_port_ff_ops;
+extern const struct ff_port_ops ff_port_rdma_ops;
 
 struct ff_port {
     uint16_t id;
     uint16_t rx_queues;
     uint16_t tx_queues;  /* changes as a front-end enables queues */
+    bool bound;          /* queue n is worker n's for good */
     bool tx_shared;      /* fewer transmit queues than workers: take tx_lock */
     _Atomic bool ready;  /* rx and tx may be called */
     uint8_t offloads;    /* union of FF_OFF_* that tx can be given; changes while not ready */
@@ -182,6 +189,8 @@ struct ff_worker {
     unsigned int n_out;
     struct ff_out out[FF_OUT_SLOTS];
 
+    struct ff_rdma_qp *unposted; /* rdma_send.c: have requests for the next doorbell */
+
     /* upcall.c */
     struct rte_ring *commands; /* control to worker */
     struct rte_ring *raised;   /* worker to control: parked flow slots */
@@ -249,6 +258,8 @@ void ff_port_set_tx_queues(struct ff_port *port, uint16_t n);
 /* Notes a port's state, and tells the control thread when it is a new one. Any thread. */
 void ff_port_state(struct ff_port *port, int state, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* Wakes the control thread, for an event that it finds by looking. Any thread. */
+void ff_event_signal(void);
 int ff_event_init(void);
 void ff_event_forget(uint16_t port_id);
 
@@ -299,6 +310,8 @@ void ff_idle(struct ff_worker *w, bool busy);
 /* Puts k into the worker's epoll set, once; false when that is impossible. */
 bool ff_waker_watch(struct ff_worker *w, struct ff_waker *k);
 void ff_poll_leave(struct ff_worker *w, struct ff_command *cmd);
+/* Whether packets from the queue are parked; what came in tunnels counts for other ports. */
+bool ff_poll_holds(const struct ff_worker *w, struct ff_port *port, unsigned int queue);
 /* Lets others poll the queues that have left and have no packets here any more. */
 void ff_poll_release(struct ff_worker *w);
 void ff_pipeline(struct ff_worker *w, struct ff_port *port, unsigned int queue,
@@ -333,9 +346,19 @@ unsigned int ff_upcall_commands(struct ff_worker *w);
  */
 unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigned int queue,
                             struct ff_frame *frames, unsigned int n);
+/* Does the pipeline for frames that came in tunnels, in order for each of their vxlan ports, which
+ * it sets to NULL. */
+void ff_tunnel_deliver(struct ff_worker *w, struct ff_port **ports, unsigned int queue,
+                       const struct ff_frame *frames, unsigned int n);
 /* Packs a frame for frame->remote and outputs it on the way there. */
 void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
                      struct ff_frame *frame);
+/*
+ * Sends what a vxlan port outputs over the remote's RDMA peer, and takes it over; false, and
+ * nothing is done: that way is not open to it. What it sends goes out with ff_rdma_post.
+ */
+bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *frame);
+void ff_rdma_post(struct ff_worker *w);
 void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,

@@ -193,6 +193,7 @@ static struct ff_port *receive(struct ff_worker *w, const struct ff_port *uplink
     return NULL;
 }
 
+/* Frames of one network. */
 static void pass_on(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                     struct ff_frame *frames, unsigned int n) {
     struct ff_queue_stats *q = &w->port_stats[port->id].queue[0];
@@ -207,10 +208,29 @@ static void pass_on(struct ff_worker *w, struct ff_port *port, unsigned int queu
     ff_pipeline(w, port, queue, frames, n);
 }
 
+void ff_tunnel_deliver(struct ff_worker *w, struct ff_port **ports, unsigned int queue,
+                       const struct ff_frame *frames, unsigned int n) {
+    struct ff_frame group[FF_BURST];
+
+    for (unsigned int i = 0; i < n; i++) {
+        struct ff_port *port = ports[i];
+        unsigned int k = 0;
+
+        if (port == NULL)
+            continue;
+        for (unsigned int j = i; j < n; j++)
+            if (ports[j] == port) {
+                group[k++] = frames[j];
+                ports[j] = NULL;
+            }
+        pass_on(w, port, queue, group, k);
+    }
+}
+
 unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigned int queue,
                             struct ff_frame *frames, unsigned int n) {
     const struct ff_uplink_conf *up = atomic_load_explicit(&uplink->uplink, memory_order_acquire);
-    struct ff_frame inner[FF_BURST], group[FF_BURST];
+    struct ff_frame inner[FF_BURST];
     struct ff_port *ports[FF_BURST];
     unsigned int left = 0, got = 0;
 
@@ -229,19 +249,7 @@ unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigne
         }
     }
     w->port_stats[uplink->id].decapsulated += got;
-    for (unsigned int i = 0; i < got; i++) {
-        struct ff_port *port = ports[i];
-        unsigned int k = 0;
-
-        if (port == NULL)
-            continue;
-        for (unsigned int j = i; j < got; j++)
-            if (ports[j] == port) {
-                group[k++] = inner[j];
-                ports[j] = NULL;
-            }
-        pass_on(w, port, queue, group, k);
-    }
+    ff_tunnel_deliver(w, ports, queue, inner, got);
     return left;
 }
 
@@ -361,8 +369,14 @@ static unsigned int send_segments(struct ff_worker *w, struct ff_port *port,
 
 void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
                      struct ff_frame *frame) {
-    const struct ff_remote *r = ff_tunnel_remote(frame->remote);
+    const struct ff_remote *r;
 
+    if (frame->remote & FF_TUNNEL_RDMA) {
+        if (ff_rdma_output(w, port, frame))
+            return;
+        frame->remote &= (uint16_t)~FF_TUNNEL_RDMA;
+    }
+    r = ff_tunnel_remote(frame->remote);
     if (unlikely(r == NULL || !r->reachable || ff_port(r->uplink) == NULL)) {
         ff_drop(w, port->id, FF_DROP_TUNNEL_DOWN, frame);
         return;

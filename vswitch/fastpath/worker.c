@@ -38,6 +38,8 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     got = n;
     if (unlikely(atomic_load_explicit(&port->uplink, memory_order_acquire) != NULL))
         n = ff_vxlan_input(w, port, queue, frames, n);
+    else if (unlikely(port->ops->input != NULL))
+        n = port->ops->input(w, port, queue, frames, n);
     ff_pipeline(w, port, queue, frames, n);
     ff_output_flush(w);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_TX);

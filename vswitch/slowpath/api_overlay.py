@@ -12,6 +12,7 @@ from vswitch.slowpath.api_shortcuts import ShortcutApi
 from vswitch.slowpath.errors import BadParams, SwitchError
 from vswitch.slowpath.memory.rules import pair_of_ports
 from vswitch.slowpath.ports import endpoint_name
+from vswitch.slowpath.rdma import gid_text
 from vswitch.slowpath.rpc import Client, Params
 from vswitch.slowpath.switch import PortEntry, Switch
 from vswitch.slowpath.uplinks import RemoteView, Uplinks
@@ -53,6 +54,7 @@ class OverlayApi:
             "controller": self._agent.status() if self._agent is not None else None,
             "uplinks": [asdict(view) for view in self._uplinks.views()],
             "remotes": [_remote(view) for view in self._uplinks.remotes()],
+            "rdma": _rdma(self._agent) if self._agent is not None else None,
         }
 
     async def explain(self, params: Params, client: Client) -> object:
@@ -73,6 +75,21 @@ class OverlayApi:
             unknown = source if ends[0] is None else destination
             raise SwitchError(f"there is no port {unknown}, and this host has no controller that knows other endpoints")
         return self._agent.explain(source, destination)
+
+
+def _rdma(agent: Agent) -> dict[str, object]:
+    found = agent.rdma_devices
+    ports = [
+        {
+            "name": port.label,
+            "state": port.state,
+            "mtu": port.mtu,
+            "gids": [{"index": gid.index, "gid": gid_text(gid.address), "type": str(gid.kind)} for gid in port.gids],
+        }
+        for port in found.ports
+    ]
+    peers = [asdict(view) for view in agent.rdma.views()]
+    return {"ports": ports, "problems": list(found.problems), "peers": peers}
 
 
 def _remote(view: RemoteView) -> dict[str, object]:

@@ -32,7 +32,7 @@ class Member(NamedTuple):
     up: bool
     network: str
     tunnel: bool  # the network's endpoints on other hosts are behind it
-    uplink: bool  # the underlay is behind it, and no network
+    uplink: bool  # the underlay is behind it, or other hosts by RDMA, and no network
     vlans: VlanPolicy
     quota: int
     mirror: int  # port that gets a copy of what this one sends and receives, NO_PORT: none is there and up
@@ -201,7 +201,7 @@ class Bridge:
 
     def _away(self, frame: _Frame, verdict: Verdict, to: Binding) -> Verdict:
         """To an endpoint on another host. VLANs stay on this one, and no frame is taken from host to host."""
-        port, way = frame.port, self.overlay.way(to)
+        port, way = frame.port, self.overlay.way(self.overlay.at(frame.port.network, frame.src.mac), to)
         if port.tunnel or frame.segment.vlan:
             return self._dropped(port, verdict._replace(drop=Drop.NO_ENDPOINT))
         if way is None or way.port not in self._members:
@@ -256,7 +256,7 @@ def _members(ports: Iterable[Port]) -> dict[int, Member]:
             up=port.up,
             network=port.config.network,
             tunnel=port.config.type is PortType.VXLAN,
-            uplink=bool(port.config.uplink),
+            uplink=bool(port.config.uplink) or port.config.type is PortType.RDMA,
             vlans=VlanPolicy.of(port.config),
             quota=port.config.mac_quota,
             mirror=mirror.id if mirror and mirror.up else NO_PORT,

@@ -25,13 +25,17 @@ class QueueStats(NamedTuple):
 
 
 class Rxq(NamedTuple):
-    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far."""
+    """A receive queue, the worker that polls it, and what it has received and cost (in TSC cycles) so far.
+
+    A bound one stays with its worker.
+    """
 
     port_id: int
     queue: int
     worker: int
     packets: int
     cycles: int
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from vswitch.slowpath.errors import BadParams, StartError
 from vswitch.slowpath.fastpath import FastPath, FastPathError
 from vswitch.slowpath.pidfile import PidFile
 from vswitch.slowpath.ports import check_socket_length
+from vswitch.slowpath.rdma_peers import RDMA_TIMEOUT_MS
 from vswitch.slowpath.rpc import Server
 from vswitch.slowpath.switch import Switch
 from vswitch.slowpath.types import PortConfig
@@ -50,6 +51,7 @@ class Controller:
     host: str
     token: str
     state_dir: Path
+    rdma_timeout_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def _make_agent(switch: Switch, uplinks: Uplinks, controller: Controller) -> Age
         targets=targets,
         state_dir=controller.state_dir,
         token=controller.token,
+        rdma_timeout_ms=controller.rdma_timeout_ms,
     )
 
 
@@ -233,6 +236,14 @@ def _start_logging(level: str) -> None:
     show_default=True,
     help="With --controller: this host's certificate, and what it was told last.",
 )
+@click.option(
+    "--rdma-timeout",
+    type=click.IntRange(1, 60_000),
+    default=RDMA_TIMEOUT_MS,
+    show_default=True,
+    metavar="MS",
+    help="How long another host may leave a message over RDMA unanswered until VXLAN takes its place.",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @click.version_option(__version__)
 def main(  # noqa: PLR0917 (click passes them by name)
@@ -251,6 +262,7 @@ def main(  # noqa: PLR0917 (click passes them by name)
     host_name: str | None,
     join_token: str | None,
     state_dir: Path,
+    rdma_timeout: int,
     log_level: str,
 ) -> None:
     """Run the switch of this host until SIGTERM."""
@@ -272,7 +284,9 @@ def main(  # noqa: PLR0917 (click passes them by name)
             shortcut_idle=shortcut_idle,
             log_level=log_level,
         ),
-        controller=Controller(controller, host_name or socket.gethostname(), join_token or "", state_dir.absolute())
+        controller=Controller(
+            controller, host_name or socket.gethostname(), join_token or "", state_dir.absolute(), rdma_timeout
+        )
         if controller
         else None,
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from vswitch import __version__
 from vswitch.slowpath import drivers
 from vswitch.slowpath.drivers import Driver, PciDevice
+from vswitch.slowpath.rdma import NO_DEVICE, Discovery, GidKind, discover, gid_text
 
 DPDK_MIN = (22, 11, 11)
 SOCKET_PATH_MAX = 107  # sun_path's 108 bytes less the NUL (unix(7))
@@ -86,6 +87,7 @@ class Facts:
     vfio_loaded: bool = False
     tun: bool = True
     runtimes: tuple[str, ...] = field(default=("runc",))
+    rdma: Discovery = field(default=Discovery())
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -239,6 +241,22 @@ def _limits(facts: Facts) -> Iterable[Finding]:
         yield Finding(Level.OK, "open files", f"at most {facts.files}")
 
 
+def _rdma(facts: Facts) -> Iterable[Finding]:
+    for port in facts.rdma.ports:
+        gids = [gid for gid in port.gids if gid.kind is not GidKind.ROCE_V1 and not gid.address.is_link_local]
+        if not port.active:
+            todo = "check the cable and the driver; hosts are reached by VXLAN until then"
+            yield Finding(Level.WARN, "RDMA", f"{port.label} is {port.state}", todo)
+        elif port.ethernet and not gids:
+            todo = "give its network interface an IP address that is not link-local"
+            yield Finding(Level.WARN, "RDMA", f"{port.label} has no RoCE v2 GID that other hosts can reach", todo)
+        else:
+            yield Finding(Level.OK, "RDMA", f"{port.label} is active, {', '.join(gid_text(g.address) for g in gids)}")
+    for problem in facts.rdma.problems:
+        level = Level.OK if problem == NO_DEVICE else Level.WARN
+        yield Finding(level, "RDMA", problem, "" if level is Level.OK else "hosts are reached by VXLAN until then")
+
+
 def _containers(facts: Facts) -> Iterable[Finding]:
     if facts.runtimes:
         yield Finding(Level.OK, "containers", f"{', '.join(facts.runtimes)}")
@@ -254,6 +272,7 @@ _CHECKS: Sequence[Callable[[Facts], Iterable[Finding]]] = (
     _processors,
     _limits,
     _network,
+    _rdma,
     _containers,
     _daemon,
 )
@@ -299,6 +318,7 @@ def gather(run_dir: Path) -> Facts:
         vfio_loaded=Path("/sys/module/vfio_pci").is_dir(),
         tun=Path("/dev/net/tun").exists(),
         runtimes=tuple(name for name in RUNTIMES if shutil.which(name)),
+        rdma=discover(),
     )
 
 

@@ -27,6 +27,12 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    RdmaEnd,
+    RdmaEvent,
+    RdmaPeer,
+    RdmaState,
+    RdmaStats,
+    RdmaWhat,
     Remote,
     Shortcut,
     Suspect,
@@ -41,6 +47,7 @@ TAP_TRACE: int = lib.FF_TAP_TRACE
 UPCALL_BATCH = 64
 EVENT_BATCH = 64
 TAP_BATCH = 256
+RDMA_BATCH = 64
 SUSPECTS_MAX = 4096
 TAP_BYTES = 1 << 20
 
@@ -50,6 +57,7 @@ _PORT_TYPES = {
     PortType.PMD: lib.FF_PORT_PMD,
     PortType.VXLAN: lib.FF_PORT_VXLAN,
     PortType.FF: lib.FF_PORT_FF,
+    PortType.RDMA: lib.FF_PORT_RDMA,
 }
 
 
@@ -105,6 +113,7 @@ class FastPath:
         self._taps = ffi.new("struct ff_tap_rec[]", TAP_BATCH)
         self._tap_bytes = ffi.new("uint8_t[]", TAP_BYTES)
         self._suspects = ffi.new("struct ff_suspect[]", SUSPECTS_MAX)
+        self._rdma_events = ffi.new("struct ff_rdma_event[]", RDMA_BATCH)
         self._tap_lost = ffi.new("uint64_t *")
         self._log = ffi.new("char[]", 65537)
         self._queues: dict[int, int] = {}
@@ -167,12 +176,13 @@ class FastPath:
         conf.name, conf.path, conf.devargs = keep
         conf.type = _PORT_TYPES[config.type]
         conf.vni = config.vni
+        conf.rdma_port, conf.gid_index = config.rdma_port, config.gid_index
         conf.server = config.role == "server"
         conf.queues = config.queues
         conf.mtu = config.mtu
         port_id = ffi.new("uint16_t *")
         self._check(lib.ff_port_add(conf, port_id, self._err))
-        self._queues[port_id[0]] = config.queues
+        self._queues[port_id[0]] = self.n_workers if config.type is PortType.RDMA else config.queues
         self.port_set_parked_max(port_id[0], config.upcall_budget)
         return int(port_id[0])
 
@@ -241,7 +251,7 @@ class FastPath:
         room = sum(self._queues.values())
         found = ffi.new("struct ff_rxq[]", max(room, 1))
         n = min(lib.ff_rxq_list(found, room), room)
-        return [Rxq(r.port_id, r.queue, r.worker, r.packets, r.cycles) for r in found[0:n]]
+        return [Rxq(r.port_id, r.queue, r.worker, r.packets, r.cycles, bool(r.bound)) for r in found[0:n]]
 
     def rxq_move(self, port_id: int, queue: int, worker: int) -> None:
         """Gives a receive queue to a worker; packets of one queue stay in order. Raises FastPathError."""
@@ -380,6 +390,66 @@ class FastPath:
         if rc < 0:
             ends = f"from port {shortcut.sender} to port {shortcut.receiver}"
             raise FastPathError(f"shortcut {shortcut.epoch} {ends} cannot be {done}: {os.strerror(-rc)}")
+
+    # ---- RDMA peers: ff_rdma.h ----
+
+    def rdma_peer_add(self, port_id: int, queue_pairs: int) -> tuple[int, RdmaEnd]:
+        """Makes a peer on an RDMA port; its number, and what to tell the other end. Raises FastPathError."""
+        number, end = ffi.new("uint16_t *"), ffi.new("struct ff_rdma_end *")
+        self._check(lib.ff_rdma_peer_add(port_id, queue_pairs, number, end, self._err))
+        pairs = tuple((end.qpn[i], end.psn[i]) for i in range(end.n_qps))
+        return int(number[0]), RdmaEnd(bytes(ffi.buffer(end.gid)), end.lid, end.mtu, end.credits, pairs)
+
+    def rdma_peer_connect(self, peer: int, remote: RdmaEnd, epoch: int, timeout: int, retries: int) -> None:
+        """Joins a peer to its other end; both do before either uses it. Raises FastPathError."""
+        conf = ffi.new("struct ff_rdma_connect *")
+        conf.epoch, conf.timeout, conf.retries = epoch, timeout, retries
+        end = conf.remote
+        ffi.buffer(end.gid)[:] = remote.gid
+        end.lid, end.mtu, end.credits, end.n_qps = remote.lid, remote.mtu, remote.credits, len(remote.queue_pairs)
+        for i, (number, psn) in enumerate(remote.queue_pairs):
+            end.qpn[i], end.psn[i] = number, psn
+        self._check(lib.ff_rdma_peer_connect(peer, conf, self._err))
+
+    def rdma_peer_use(self, peer: int, remote: int) -> None:
+        """Sends frames for one more tunnel end over a connected peer; remote 0: for none. Raises FastPathError."""
+        rc = lib.ff_rdma_peer_use(peer, remote)
+        if rc < 0:
+            raise FastPathError(f"peer {peer} cannot serve tunnel end {remote}: {os.strerror(-rc)}")
+
+    def rdma_peer_drain(self, peer: int) -> None:
+        """Asks for an event when the other end has passed on all that was sent. Raises FastPathError."""
+        rc = lib.ff_rdma_peer_drain(peer)
+        if rc < 0:
+            raise FastPathError(f"peer {peer} cannot be drained: {os.strerror(-rc)}")
+
+    def rdma_peer_del(self, peer: int) -> None:
+        """Ends a peer. Raises FastPathError when there is none."""
+        if lib.ff_rdma_peer_del(peer) < 0:
+            raise FastPathError(f"no peer has number {peer}")
+
+    def rdma_peer(self, peer: int) -> RdmaPeer:
+        """A peer's state and counters. Raises FastPathError when there is none."""
+        info = ffi.new("struct ff_rdma_peer_info *")
+        if lib.ff_rdma_peer_info(peer, info) < 0:
+            raise FastPathError(f"no peer has number {peer}")
+        stats = RdmaStats(*(getattr(info.stats, name) for name in RdmaStats.__slots__))
+        return RdmaPeer(
+            RdmaState(info.state), info.port_id, info.remote, info.n_qps, info.epoch, _text(info.reason), stats
+        )
+
+    def rdma_events(self) -> list[RdmaEvent]:
+        """What became of peers since the last call; call when event_fd is readable, as `events`."""
+        n = lib.ff_rdma_event_drain(self._rdma_events, RDMA_BATCH)
+        return [RdmaEvent(e.peer, RdmaWhat(e.what)) for e in self._rdma_events[0:n]]
+
+    def rdma_device_fd(self, port_id: int) -> int:
+        """Readable when the device of an RDMA port has something to say: then call `rdma_device_drain`."""
+        return int(lib.ff_rdma_device_fd(port_id))
+
+    def rdma_device_drain(self, port_id: int) -> None:
+        """Hears what a device says; its port and its peers change their states, and tell so as ever."""
+        lib.ff_rdma_device_drain(port_id)
 
     # ---- taps ----
 

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
 from vswitch.slowpath.reasons import mac_text
-from vswitch.slowpath.types import EXACT, Action, ActionType, Drop, Key
+from vswitch.slowpath.types import EXACT, TUNNEL_RDMA, Action, ActionType, Drop, Key
 
 PortLabel = Callable[[int], str]
 
@@ -131,8 +131,9 @@ def _action_text(action: Action, port: PortLabel, remote: PortLabel) -> str:
         case ActionType.UPCALL:
             return "upcall"
         case ActionType.SET_TUNNEL:
-            address = remote(action.arg)
-            return f"set_tunnel:{action.arg}({address})" if address else f"set_tunnel:{action.arg}"
+            number = action.arg & ~TUNNEL_RDMA
+            words = [word for word in (remote(number), "rdma" if action.arg & TUNNEL_RDMA else "") if word]
+            return f"set_tunnel:{number}({','.join(words)})" if words else f"set_tunnel:{number}"
         case ActionType.CHECK_LEN:
             return f"check_len:{action.arg}"
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 from vswitch.slowpath.flows import union
 from vswitch.slowpath.pipeline import FRAG_LATER, EthType, IpProto
-from vswitch.slowpath.types import Drop, Key
+from vswitch.slowpath.types import TUNNEL_RDMA, Drop, Key
 
 ARP_REQUEST: Final = 1  # RFC 826
 NEIGHBOUR_SOLICITATION: Final = 135  # RFC 4861 section 4.3
@@ -40,6 +40,16 @@ class Scope(IntEnum):
     PORTS = 2
 
 
+class Paths(NamedTuple):
+    """The ways to another host, as far as a pair of endpoints may take them."""
+
+    rdma: bool = True
+    vxlan: bool = True
+
+
+_ALL_PATHS: Final = Paths()
+
+
 class Filter(Protocol):
     """What a policy lets pass from one endpoint to another."""
 
@@ -47,13 +57,20 @@ class Filter(Protocol):
     def scope(self) -> Scope:
         """What `permits` looks at."""
 
+    @property
+    def paths(self) -> Paths:
+        """The ways to another host that the pair may take."""
+
     def permits(self, protocol: int, source_port: int | None, destination_port: int | None) -> bool:
         """Whether a packet passes; a port is None where the packet shows none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Where an endpoint is. `port` is that of this host; else `remote` leads to its host, 0: nothing does."""
+    """Where an endpoint is: at `port` of this host, or else on another one.
+
+    `remote` is the tunnel end there, and `rdma` the one that only RDMA leads to; 0: there is none.
+    """
 
     network: str
     name: str
@@ -61,14 +78,16 @@ class Binding:
     ips: tuple[bytes, ...] = ()  # packed; none: any
     port: int | None = None
     remote: int = 0
-    mtu: int = 0  # of the largest IP packet that fits the way to another host
+    mtu: int = 0  # of the largest IP packet that fits the way to `remote`
+    rdma: int = 0
+    rdma_mtu: int = 0
 
 
 class Way(NamedTuple):
     """How to get to an endpoint on another host."""
 
     port: int  # the network's vxlan port
-    remote: int
+    remote: int  # the tunnel end, with TUNNEL_RDMA where its peer may be taken
     mtu: int
 
 
@@ -164,10 +183,17 @@ class Overlay:
         """The endpoint that has a MAC address."""
         return self._by_mac.get((network, mac))
 
-    def way(self, binding: Binding) -> Way | None:
-        """How to reach an endpoint on another host; None: there is no way."""
-        port = self._ports.get(binding.network)
-        return Way(port, binding.remote, binding.mtu) if port is not None and binding.remote else None
+    def way(self, sender: Binding | None, to: Binding) -> Way | None:
+        """How frames of `sender` (None: of no endpoint) reach an endpoint on another host; None: there is no way."""
+        port = self._ports.get(to.network)
+        if port is None:
+            return None
+        rules = self._filters.get((sender.name, to.name)) if sender is not None else None
+        paths = rules.paths if rules is not None else _ALL_PATHS
+        rdma = sender is not None and to.rdma != 0 and paths.rdma
+        if to.remote and paths.vxlan:
+            return Way(port, to.remote | (TUNNEL_RDMA if rdma else 0), to.mtu)
+        return Way(port, to.rdma | TUNNEL_RDMA, to.rdma_mtu) if rdma else None
 
     def passage(self, key: Key, network: str, port: int, *, tunnel: bool) -> Passage:
         """Whether a frame that came in by a port may pass, and to which endpoint; pure."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from vswitch.slowpath.bridge import Bridge, Verdict
 from vswitch.slowpath.learning import Admission, Fdb, Station
 from vswitch.slowpath.overlay import Binding
-from vswitch.slowpath.types import ActionType, Drop, FdbEntry, Key, Port
+from vswitch.slowpath.types import TUNNEL_RDMA, ActionType, Drop, FdbEntry, Key, Port
 from vswitch.slowpath.vlan import Tag
 
 
@@ -76,8 +76,16 @@ def _told(key: Key, verdict: Verdict, bridge: Bridge) -> list[str]:
         return [whose + f"on {_name(bridge, to.port)}" + (": dropped" if verdict.drop else "")]
     if verdict.drop is Drop.TUNNEL_DOWN:
         return [whose + "on another host to which there is no way: dropped"]
-    too_long = f"; a packet of more than {to.mtu} bytes is answered: too big" if to.mtu else ""
-    return [whose + f"on another host, by tunnel end {to.remote}{too_long}"]
+    way = bridge.overlay.way(sender, to)
+    if way is None:
+        return []
+    number = way.remote & ~TUNNEL_RDMA
+    by = f"by RDMA while a peer is active, else by VXLAN, tunnel end {number}"
+    if not way.remote & TUNNEL_RDMA:
+        by = f"by tunnel end {number}"
+    elif number == to.rdma:
+        by = f"by RDMA only, tunnel end {number}"
+    return [whose + f"on another host, {by}; a packet of more than {way.mtu} bytes is answered: too big"]
 
 
 def _spoofed(src: Station, sender: Binding | None, port: Port) -> str:

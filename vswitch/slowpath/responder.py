@@ -10,7 +10,7 @@ from typing import Final
 from vswitch.slowpath import answers
 from vswitch.slowpath.bridge import Bridge, Verdict
 from vswitch.slowpath.learning import Station
-from vswitch.slowpath.overlay import Binding
+from vswitch.slowpath.overlay import Way
 from vswitch.slowpath.pipeline import EthType
 from vswitch.slowpath.types import Action, ActionType, Drop, SendFrame, Upcall
 
@@ -65,8 +65,8 @@ class Responder:
 
     def _too_big(self, upcall: Upcall, verdict: Verdict, now: float) -> Answer:
         actions = _dropped(verdict, Drop.TUNNEL_MTU)
-        to = self._to(upcall)
-        told = answers.too_big(upcall.frame, to.mtu) if to is not None else None
+        way = self._way(upcall)
+        told = answers.too_big(upcall.frame, way.mtu) if way is not None else None
         src = verdict.depends.src
         if told is None or src is None or now - self._told.get(src, float("-inf")) < _TOLD_EACH:
             return Answer(actions, ())
@@ -76,9 +76,12 @@ class Responder:
             self._told.popitem(last=False)
         return Answer(actions, (SendFrame(upcall.key.in_port, told),))
 
-    def _to(self, upcall: Upcall) -> Binding | None:
-        port = self._bridge.member(upcall.key.in_port)
-        return self._bridge.overlay.at(port.network, upcall.key.eth_dst) if port is not None else None
+    def _way(self, upcall: Upcall) -> Way | None:
+        port, overlay = self._bridge.member(upcall.key.in_port), self._bridge.overlay
+        if port is None:
+            return None
+        to = overlay.at(port.network, upcall.key.eth_dst)
+        return overlay.way(overlay.at(port.network, upcall.key.eth_src), to) if to is not None else None
 
 
 def _dropped(verdict: Verdict, reason: Drop) -> tuple[Action, ...]:

@@ -113,6 +113,7 @@ class Switch:
         self._clock = clock
         self._changed = asyncio.Event()
         self.watchers: list[Callable[[str], None]] = []  # told the name of each port that comes, goes or changes
+        self.event_hooks: list[Callable[[], None]] = []  # called after each look at the fast path's port events
         self._progress = Progress()
         self._revision = core.revision
         self.flows.after = self._after_commands
@@ -136,22 +137,22 @@ class Switch:
         entry = self._by_id.get(port_id)
         return entry.config.name if entry else f"port-{port_id}"
 
-    def add_tunnel(self, config: PortConfig) -> PortEntry:
-        """Add a network's vxlan port, which lives as long as the controller's word for it, not in the state file."""
+    def add_own(self, config: PortConfig) -> PortEntry:
+        """Add a port to other hosts, which lives as long as the controller's word for it, not in the state file."""
         if config.name in self.ports:
-            raise SwitchError(f"port {config.name} exists already: a network needs this name, delete the port")
+            raise SwitchError(f"port {config.name} exists already: the switch needs this name, delete the port")
         entry = PortEntry(config, 0, PortState.CONFIGURED, "", time.time())
         with contextlib.ExitStack() as undo:
             self._open(entry, undo)
             self.ports[config.name] = entry
             undo.pop_all()
-        log.info("port %s: added for network %s", config.name, config.network)
+        log.info("port %s: added %s", config.name, config.own_text)
         return entry
 
-    def remove_tunnel(self, entry: PortEntry) -> None:
-        """Delete a network's vxlan port."""
+    def remove_own(self, entry: PortEntry) -> None:
+        """Delete a port that `add_own` added."""
         self._close(entry)
-        log.info("port %s: deleted with its network", entry.config.name)
+        log.info("port %s: deleted", entry.config.name)
 
     def add(self, config: PortConfig, *, may_exist: bool = False) -> PortEntry:
         """Add a port and keep it in the state file; on failure (SwitchError) nothing is left behind."""
@@ -238,14 +239,14 @@ class Switch:
                 continue
             if config.socket and config.socket == other.config.socket:
                 raise SwitchError(f"socket {config.socket} is that of port {other.config.name}: give another path")
-            if device and device == other.config.devargs.split(",", 1)[0]:
+            if config.type is PortType.PMD and device == other.config.devargs.split(",", 1)[0]:
                 raise SwitchError(f"device {device} is that of port {other.config.name}: give another name")
 
     def remove(self, name: str) -> None:
         """Delete a port, its directory and its entry in the state file. Raises SwitchError."""
         entry = self.port(name)
-        if entry.config.type is PortType.VXLAN:
-            raise SwitchError(f"port {name} comes and goes with network {entry.config.network}: the controller has it")
+        if entry.config.own_text:
+            raise SwitchError(f"port {name} comes and goes {entry.config.own_text}: the controller has it")
         self._close(entry)
         stays = portdir.remove(self._directory(name))
         if stays:
@@ -264,8 +265,8 @@ class Switch:
     def change(self, name: str, values: Mapping[str, object]) -> PortEntry:
         """Change a port's settings. Raises BadParams or SwitchError, and then nothing has changed."""
         entry = self.port(name)
-        if entry.config.type is PortType.VXLAN and values.keys() - {"mirror", "upcall_budget"}:
-            raise SwitchError(f"port {name} comes and goes with network {entry.config.network}: the controller has it")
+        if entry.config.own_text and values.keys() - {"mirror", "upcall_budget"}:
+            raise SwitchError(f"port {name} comes and goes {entry.config.own_text}: the controller has it")
         config = change_port(entry.config, values)
         if config.mirror not in ("", entry.config.mirror):
             self.port(config.mirror)
@@ -307,7 +308,7 @@ class Switch:
 
     def _save(self) -> None:
         try:
-            kept = (entry.config for entry in self.ports.values() if entry.config.type is not PortType.VXLAN)
+            kept = (entry.config for entry in self.ports.values() if not entry.config.own_text)
             state.save(self._state_file, kept)
         except OSError as error:
             raise SwitchError(f"cannot write {self._state_file}: {error.strerror}") from None
@@ -366,6 +367,8 @@ class Switch:
                     self.memory.broken(entry.id, event.reason)
                 continue
             self._set_state(entry, event.state, event.reason)
+        for hook in self.event_hooks:
+            hook()
         self._tell_change()
         self._pass_log()
 

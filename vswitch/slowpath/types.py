@@ -44,14 +44,17 @@ class Drop(IntEnum):
     TUNNEL_VNI = 26
     TUNNEL_PEER = 27
     TUNNEL_ECN = 28
-    UPCALL_BUDGET = 29
-    UPCALL_FULL = 30
-    NO_COPY = 31
-    PORT_GONE = 32
-    PORT_DOWN = 33
-    RING_FULL = 34
-    TX_OVERSIZE = 35
-    TUNNEL_DOWN = 36
+    RDMA_MALFORMED = 29
+    RDMA_EPOCH = 30
+    RDMA_OVERSIZE = 31
+    UPCALL_BUDGET = 32
+    UPCALL_FULL = 33
+    NO_COPY = 34
+    PORT_GONE = 35
+    PORT_DOWN = 36
+    RING_FULL = 37
+    TX_OVERSIZE = 38
+    TUNNEL_DOWN = 39
 
     @property
     def label(self) -> str:
@@ -109,8 +112,11 @@ class ActionType(IntEnum):
     VLAN_POP = 4
     DROP = 5
     UPCALL = 6
-    SET_TUNNEL = 7
+    SET_TUNNEL = 7  # arg: the tunnel end, and perhaps TUNNEL_RDMA
     CHECK_LEN = 8
+
+
+TUNNEL_RDMA = 0x8000  # the flow may take the tunnel end's RDMA peer while that is active
 
 
 class Action(NamedTuple):
@@ -126,6 +132,7 @@ class PortType(StrEnum):
     PMD = "pmd"
     VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
     FF = "ff"  # a memory port
+    RDMA = "rdma"  # a port of an RDMA device; other hosts are reached by it. Made like vxlan
 
 
 class PortState(IntEnum):
@@ -151,8 +158,10 @@ class PortConfig:
     type: PortType = PortType.VHOST_USER
     socket: str = ""  # vhost-user, ff: path of the socket
     role: str = "client"  # vhost-user: the switch's role, "client" or "server"
-    devargs: str = ""  # pmd
+    devargs: str = ""  # pmd; rdma: the device's name
     vni: int = 0  # vxlan
+    rdma_port: int = 1  # rdma: of the device
+    gid_index: int = 0  # rdma: the GID by which others reach it
     mac: str = ""  # the MAC that the container is told to use; "" = none told
     ips: tuple[str, ...] = ()
     network: str = "default"
@@ -173,6 +182,16 @@ class PortConfig:
     rxq_affinity: str = ""  # "QUEUE:WORKER,...": who polls these receive queues, whatever their load
     memory: str = "read-write"  # ff: how neighbours map this container's memory, or "read-only"
     shortcut_quota: int = 64  # ff: shortcuts that it may have, each way; 0: all that it sends goes through the switch
+
+    @property
+    def own_text(self) -> str:
+        """What a port that the switch itself made comes and goes with; "": a user made it."""
+        match self.type:
+            case PortType.VXLAN:
+                return f"with network {self.network}"
+            case PortType.RDMA:
+                return f"with RDMA device {self.devargs}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +294,69 @@ class Shortcut:
     mac: bytes  # frames to this address take it
     max_len: int  # and no longer ones
     queues: int  # rings: the sender's transmit queues
+
+
+# ---- RDMA ----------------------------------------------------------------------
+
+
+class RdmaState(IntEnum):
+    """`enum ff_rdma_state` of ff_rdma.h."""
+
+    NEW = 0
+    CONNECTED = 1
+    ACTIVE = 2
+    FAILED = 3
+
+
+class RdmaWhat(IntEnum):
+    """`enum ff_rdma_what` of ff_rdma.h."""
+
+    FAILED = 1
+    DRAINED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaEnd:
+    """What one end of a peer tells the other; `queue_pairs` are pairs of number and first PSN."""
+
+    gid: bytes
+    lid: int
+    mtu: int
+    credits: int
+    queue_pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaStats:
+    """`struct ff_rdma_stats` of ff_rdma.h."""
+
+    tx_messages: int
+    tx_bytes: int
+    rx_messages: int
+    rx_bytes: int
+    no_credit: int
+    no_room: int
+    uncertain: int
+    doorbells: int
+    controls: int
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaPeer:
+    """A peer as the fast path knows it; `remote` is one of the tunnel ends that it serves, 0: none."""
+
+    state: RdmaState
+    port_id: int
+    remote: int
+    queue_pairs: int
+    epoch: int
+    reason: str
+    stats: RdmaStats
+
+
+class RdmaEvent(NamedTuple):
+    peer: int
+    what: RdmaWhat
 
 
 # ---- commands: what the core wants done, in this order --------------------

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _REMOTES_MAX = 4095  # FF_MAX_REMOTES - 1
 _REFRESH_S = 20.0  # how often the kernel is made to look after next hops
 _NO_REMOTE = 0
+NO_UPLINK = ""  # of tunnel ends that only RDMA leads to
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,8 @@ class Uplinks:
 
     def next_hop(self, tunnel: _Tunnel) -> NextHop:
         """The next hop to a tunnel end."""
+        if tunnel.uplink == NO_UPLINK:
+            return NextHop(why="by RDMA only")
         port = self._ports.get(tunnel.uplink)
         end = port.ends.get(tunnel.local) if port else None
         if port is None or end is None:

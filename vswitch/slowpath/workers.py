@@ -96,9 +96,8 @@ class Workers:
             spent = rxq.cycles - before.cycles.get((rxq.port_id, rxq.queue), 0)
             # a port's id may have been another's: its counters began again
             load = max(spent, 0) / span
-            result.append(
-                RxqLoad(rxq.port_id, rxq.queue, rxq.worker, load, port is not None and rxq.queue in rxq_affinity(port))
-            )
+            pinned = rxq.bound or (port is not None and rxq.queue in rxq_affinity(port))
+            result.append(RxqLoad(rxq.port_id, rxq.queue, rxq.worker, load, pinned))
         return result
 
     def loads(self) -> list[float]:

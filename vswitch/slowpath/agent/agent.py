@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,22 @@ from vswitch import __version__
 from vswitch.slowpath.agent import kept
 from vswitch.slowpath.agent.apply import Applier
 from vswitch.slowpath.agent.hostinfo import capabilities
+from vswitch.slowpath.agent.offers import read_offer, write_offer
 from vswitch.slowpath.agent.report import asked_for, is_endpoint
 from vswitch.slowpath.agent.session import CONTROLLERS, Access, Refusal, Session, Target
 from vswitch.slowpath.agent.world import HostWorld
 from vswitch.slowpath.errors import StartError, SwitchError
 from vswitch.slowpath.ports import told_mac
+from vswitch.slowpath.rdma import NO_DEVICE, Discovery, discover, gid_text
+from vswitch.slowpath.rdma_negotiation import Offer
+from vswitch.slowpath.rdma_peers import RDMA_TIMEOUT_MS, RdmaPeers
 from vswitch.slowpath.switch import PortEntry, Switch
 from vswitch.slowpath.types import PortConfig
 from vswitch.slowpath.uplinks import Uplinks
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 5.0  # how often RDMA devices are looked at: Linux logs each look at a port whose speed it does not know
 _KEEP_AFTER_S = 1.0  # changes are written together: the file is as long as all that is known
 
 
@@ -56,6 +61,8 @@ class Agent:
         targets: Sequence[Target],
         state_dir: Path,
         token: str = "",
+        rdma_timeout_ms: int = RDMA_TIMEOUT_MS,
+        discover: Callable[[], Discovery] = discover,
         access: Access = CONTROLLERS,
     ) -> None:
         """Raises StartError when there is neither a certificate in `state_dir` nor a token."""
@@ -67,7 +74,10 @@ class Agent:
         self._switch, self._uplinks = switch, uplinks
         self._file = state_dir / "desired.json"
         self._world = HostWorld(name)
-        self._applier = Applier(switch, uplinks)
+        self.rdma = RdmaPeers(switch, self._offer, rdma_timeout_ms)
+        self._discover, self._found = discover, Discovery()
+        self._looks = asyncio.Event()
+        self._applier = Applier(switch, uplinks, self.rdma)
         self._session = Session(targets, name, state_dir, token, self, access=access)
         self._epoch, self._revision = 0, 0
         self._reported: dict[str, Endpoint] = {}
@@ -85,18 +95,25 @@ class Agent:
             log.error("%s", error)
             known = kept.Kept()
         self._epoch, self._revision = known.epoch, known.revision
+        self._look_at(self._discover())
         self._applier.apply(self._world.apply(known.objects, ()))
         self._switch.watchers.append(self._port_changed)
         self._switch.rules.controlled = self
         self._switch.shortcuts.changed()
-        self._uplinks.changed.append(self._uplinks_changed)
-        self._tasks = [asyncio.create_task(self._session.run()), asyncio.create_task(self._keep())]
+        self._switch.event_hooks.append(self._looks.set)
+        self._uplinks.changed.append(self._capabilities_changed)
+        self._tasks = [
+            asyncio.create_task(self._session.run()),
+            asyncio.create_task(self._keep()),
+            asyncio.create_task(self._look()),
+        ]
 
     async def stop(self) -> None:
         """End the session; what the switch does stays."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.rdma.stop()
         if self._unkept.is_set():
             self._save()
 
@@ -104,7 +121,7 @@ class Agent:
 
     def hello(self) -> pb.Hello:
         """How the host introduces itself."""
-        self._capabilities = capabilities(self._uplinks.views())
+        self._capabilities = self._capable()
         return pb.Hello(
             host=self.name,
             version=__version__,
@@ -123,7 +140,7 @@ class Agent:
 
     def heartbeat(self) -> pb.Heartbeat:
         """A sign of life."""
-        now = capabilities(self._uplinks.views())
+        now = self._capable()
         changed = now != self._capabilities
         self._capabilities = now
         return pb.Heartbeat(revision=self._revision, capabilities=json.dumps(to_json(now)) if changed else "")
@@ -175,10 +192,52 @@ class Agent:
             self._reported[name] = endpoint
             self._session.say(pb.AgentMessage(observed=pb.Observed(ports=[_port(endpoint)])))
 
-    def _uplinks_changed(self) -> None:
+    def _capable(self) -> Capabilities:
+        return capabilities(self._uplinks.views(), self._found)
+
+    def _capabilities_changed(self) -> None:
         # A heartbeat that is not heard must not count as told.
-        if self._session.speaking and capabilities(self._uplinks.views()) != self._capabilities:
+        if self._session.speaking and self._capable() != self._capabilities:
             self._session.say(pb.AgentMessage(heartbeat=self.heartbeat()))
+
+    # ---- RDMA ------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Look at the RDMA devices now and then, and when a port of the switch has changed."""
+        while True:
+            self._looks.clear()
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._looks.wait()
+            except TimeoutError:
+                pass
+            self._look_at(await asyncio.to_thread(self._discover))
+
+    def _look_at(self, found: Discovery) -> None:
+        if found == self._found:
+            return
+        for port in found.ports:
+            if port not in self._found.ports:
+                gids = ", ".join(f"{gid.index}: {gid_text(gid.address)} ({gid.kind})" for gid in port.gids)
+                log.info("RDMA port %s: %s, GIDs %s", port.label, port.state, gids or "none")
+        for problem in found.problems:
+            if problem not in self._found.problems:
+                level = logging.INFO if problem == NO_DEVICE else logging.WARNING
+                log.log(level, "RDMA: %s; other hosts are reached by VXLAN", problem)
+        self._found = found
+        self.rdma.discovered(found)
+        self._capabilities_changed()
+
+    def greeted(self) -> None:
+        """A session begins: what others were offered is said again."""
+        self.rdma.say_all()
+
+    def offered(self, offer: pb.RdmaOffer) -> None:
+        """What another host offers."""
+        self.rdma.offered(offer.host, read_offer(offer), offer.revision)
+
+    def _offer(self, host: str, offer: Offer) -> None:
+        self._session.say(pb.AgentMessage(rdma=write_offer(host, offer)))
 
     # ---- for people -----------------------------------------------------------------------------
 
@@ -229,6 +288,11 @@ class Agent:
             "refused": dict(sorted(self._refused.items())),
         }
 
+    @property
+    def rdma_devices(self) -> Discovery:
+        """The RDMA ports of this host as they were at the last look."""
+        return self._found
+
     def explain(self, source: str, destination: str) -> dict[str, Any]:
         """The decision on a pair as this host knows it. Raises SwitchError."""
         known = [self._world.endpoint(name) for name in (source, destination)]
@@ -236,7 +300,10 @@ class Agent:
             if endpoint is None:
                 raise SwitchError(f"this host knows no endpoint {name}: it knows those of its own endpoints' networks")
         one, other = (endpoint for endpoint in known if endpoint is not None)
-        return decision_json(decide(one, other, self._world.world))
+        decision = decide(one, other, self._world.world)
+        host = other.host if self._world.here(one) else one.host
+        why = self.rdma.why_not(host) if decision.rdma is not None else None
+        return decision_json(decision) | {"fallback": why or ""}
 
     # ---- for shortcuts -------------------------------------------------------------------------
 

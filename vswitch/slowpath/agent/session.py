@@ -42,6 +42,8 @@ class Host(Protocol):
     def welcome(self, epoch: int) -> None: ...
     def desired(self, desired: pb.Desired) -> None: ...
     def refused(self, port: str, reason: str) -> None: ...
+    def greeted(self) -> None: ...
+    def offered(self, offer: pb.RdmaOffer) -> None: ...
 
 
 @dataclass(slots=True)
@@ -199,6 +201,8 @@ class Session:
                     case "desired":
                         self._host.desired(message.desired)
                         self.say(pb.AgentMessage(heartbeat=self._host.heartbeat()))
+                    case "rdma":
+                        self._host.offered(message.rdma)
                     case "refused" if message.refused.port:
                         self._host.refused(message.refused.port, message.refused.reason)
                     case "refused":
@@ -211,6 +215,7 @@ class Session:
         log.info("controller %s: connected", target_text(target))
         # Whoever speaks waits by the old interval until there is something to say.
         self.say(pb.AgentMessage(heartbeat=self._host.heartbeat()))
+        self._host.greeted()
         self._tell_change()
 
     async def _renew(self, channel: grpc.aio.Channel) -> None:

@@ -9,19 +9,31 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 from controller.decide import World, decide
-from controller.links import Tunnel, tunnel
-from controller.model import Endpoint, Host, Key, Kind, Network, Object, Path, Policy, TrustDomain, key_of
+from controller.links import RdmaLink, Tunnel, rdma_link, tunnel
+from controller.model import (
+    Endpoint,
+    Host,
+    HostState,
+    Key,
+    Kind,
+    Network,
+    Object,
+    Path,
+    Policy,
+    TrustDomain,
+    key_of,
+)
 from controller.policy import PolicyTable, Rules, allowed, selects
-from vswitch.slowpath.overlay import Scope
+from vswitch.slowpath.overlay import Paths, Scope
 
 K = TypeVar("K")
 T = TypeVar("T")
 V = TypeVar("V")
-_CARRIED = (Path.SWITCHED, Path.VXLAN)  # what passes through the switch
+_CARRIED = (Path.SWITCHED, Path.RDMA, Path.VXLAN)  # what passes through the switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +46,19 @@ class NetworkWish:
 
 @dataclass(frozen=True, slots=True)
 class EndpointWish:
-    """Where an endpoint is: at `port` of this host, or behind `way`; neither: nowhere that can be reached."""
+    """Where an endpoint is: at `port` of this host, or on `host`, behind `way`, `rdma`, or both.
+
+    `mtu` is the largest IP packet that fits `way`, `rdma_mtu` that for `rdma`.
+    """
 
     mac: bytes
     ips: tuple[bytes, ...]
     port: str = ""
+    host: str = ""
     way: Tunnel | None = None
     mtu: int = 0
+    rdma: RdmaLink | None = None
+    rdma_mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class PairFilter:
     back_rules: Rules
     scope: Scope
     carried: bool  # False: the pair may not use the switch at all
+    paths: Paths
 
     def permits(self, protocol: int, source_port: int | None, destination_port: int | None) -> bool:
         """Whether a packet passes."""
@@ -81,6 +100,7 @@ class HostWorld:
         self._table = PolicyTable()
         self._told = Todo()
         self._filtered: dict[str, set[Pair]] = {}  # pairs with a filter, by each of their names
+        self._networks_here: set[str] = set()  # those with endpoints on this host
 
     @property
     def objects(self) -> Mapping[Kind, Mapping[str, Object]]:
@@ -153,10 +173,6 @@ class HostWorld:
                             pairs |= self._pairs_under(cast(Policy, policy))
                 case Kind.TRUST_DOMAIN:
                     pass  # what shares memory is no affair of the overlay's
-        for name in endpoints:
-            endpoint = self.endpoint(name)
-            if endpoint is not None:
-                _note(todo.endpoints, self._told.endpoints, (endpoint.network, name), self._endpoint(endpoint))
         for pair in pairs:
             rules = self._filter(*pair)
             _note(todo.filters, self._told.filters, pair, rules)
@@ -165,7 +181,27 @@ class HostWorld:
                     _drop(self._filtered, name, pair)
                 else:
                     self._filtered.setdefault(name, set()).add(pair)
+        # Whether anybody here may reach an endpoint by RDMA depends on the filters.
+        endpoints |= {name for pair in todo.filters for name in pair}
+        endpoints |= self._neighbours(changed.values())
+        for name in endpoints:
+            endpoint = self.endpoint(name)
+            if endpoint is not None:
+                _note(todo.endpoints, self._told.endpoints, (endpoint.network, name), self._endpoint(endpoint))
         return todo
+
+    def _neighbours(self, changed: Iterable[tuple[Object | None, Object | None]]) -> set[str]:
+        """The endpoints that others may reach than before, now that endpoints of this host have changed."""
+        own = [e for pair in changed for e in pair if isinstance(e, Endpoint) and self.here(e)]
+        found: set[str] = set()
+        for network in {endpoint.network for endpoint in own}:
+            members = self._members.get(network, set())
+            is_here = not members.isdisjoint(self._placed.get(self.host, set()))
+            # Without filters one is like another.
+            if self._filtered or is_here != (network in self._networks_here):
+                found |= members
+            (self._networks_here.add if is_here else self._networks_here.discard)(network)
+        return found
 
     def _pairs_of(self, name: str) -> set[Pair]:
         """The pairs that an endpoint is in, and that have an end on this host."""
@@ -211,10 +247,27 @@ class HostWorld:
             return EndpointWish(mac, ips, port=endpoint.port or endpoint.name)
         hosts = self._of(Kind.HOST, Host)
         here, there = hosts.get(self.host), hosts.get(endpoint.host)
-        way = tunnel(here, there, network) if here is not None and there is not None else None
-        if not isinstance(way, Tunnel):
+        if here is None or there is None:
             return EndpointWish(mac, ips)
-        return EndpointWish(mac, ips, way=way, mtu=min(network.mtu, way.mtu))
+        wish = EndpointWish(mac, ips, host=endpoint.host)
+        way = tunnel(here, there, network)
+        if isinstance(way, Tunnel):
+            wish = replace(wish, way=way, mtu=min(network.mtu, way.mtu))
+        link = self._rdma(here, there, endpoint)
+        return replace(wish, rdma=link, rdma_mtu=network.mtu) if link is not None else wish
+
+    def _rdma(self, here: Host, there: Host, endpoint: Endpoint) -> RdmaLink | None:
+        """How RDMA leads to an endpoint, if `decide` lets any endpoint of this host take it."""
+        if HostState.LOST in (here.state, there.state):
+            return None
+        link = rdma_link(here, there)
+        if not isinstance(link, RdmaLink):
+            return None
+        for name in self._members.get(endpoint.network, set()) & self._placed.get(self.host, set()):
+            rules = self._told.filters.get((name, endpoint.name))
+            if rules is None or rules.paths.rdma:
+                return link
+        return None
 
     def _filter(self, source: str, destination: str) -> PairFilter | None:
         """None: everything passes, or an end is not there."""
@@ -230,7 +283,8 @@ class HostWorld:
             return None  # there is no way, and the overlay says so
         carried = any(path in decision.usable for path in _CARRIED)
         scope = _scope(decision.rules + decision.back_rules) if carried else Scope.NOTHING
-        return PairFilter(decision.rules, decision.back_rules, scope, carried)
+        paths = Paths(Path.RDMA in decision.usable, Path.VXLAN in decision.usable)
+        return PairFilter(decision.rules, decision.back_rules, scope, carried, paths)
 
     def _is_restricted(self, one: Endpoint, other: Endpoint) -> bool:
         return any(

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * RDMA as its own files see it: a device's port with a queue for each worker,
+ * and peers with queue pairs. A queue, and all queue pairs on it, are one worker's alone; the
+ * control thread makes them, and takes them away when the worker has let go.
+ */
+#ifndef FF_RDMA_INTERNAL_H
+#define FF_RDMA_INTERNAL_H
+
+#include <infiniband/verbs.h>
+
+#include "switch.h"
+
+#define FF_RDMA_CREDITS 128u /* buffers for data of each queue pair */
+#define FF_RDMA_BUFFERS (FF_RDMA_CREDITS + FF_RDMA_SPARE)
+/* Room for tags in front of a frame, header and frame, in whole cache lines. */
+#define FF_RDMA_BUFFER_LEN RTE_ALIGN(FF_HEAD_ROOM + FF_RDMA_HEADER_LEN + FF_RDMA_FRAME_MAX, 64u)
+#define FF_RDMA_SQ 256u     /* messages posted and not completed */
+#define FF_RDMA_CONTROLS 8u /* of them at most others than data */
+#define FF_RDMA_SENDS (FF_RDMA_SQ - FF_RDMA_CONTROLS)
+#define FF_RDMA_RING (2u << 20) /* bytes of messages posted and not completed: 31 of 64 KB */
+#define FF_RDMA_QUEUE_QPS 256u  /* at most, on one queue */
+/* So many looks find all that was there before the first. */
+#define FF_RDMA_LOOKS (FF_RDMA_QUEUE_QPS * FF_RDMA_SQ / FF_BURST)
+
+static_assert(UINT32_MAX % FF_RDMA_SQ == FF_RDMA_SQ - 1, "counts of requests wrap");
+static_assert(FF_RDMA_MAX_QPS == FF_MAX_WORKERS, "each worker may have one");
+
+struct ff_rdma_qp;
+struct ff_rdma_peer;
+
+/* One worker's queue of a device's port. */
+struct ff_rdma_queue {
+    struct ff_rdma_device *dev;
+    struct ibv_comp_channel *channel;
+    struct ibv_cq *recv_cq, *send_cq;
+    struct ibv_srq *srq;
+    struct ff_waker waker;
+
+    /* buffers: written by the control thread before they are posted */
+    uint8_t *chunk[FF_RDMA_QUEUE_QPS];
+    struct ibv_mr *chunk_mr[FF_RDMA_QUEUE_QPS];
+    unsigned int n_chunks, n_used; /* each of FF_RDMA_BUFFERS, for one queue pair, */
+    unsigned int max_chunks;       /* as many as the device's queues hold */
+
+    /* which queue pair a completion is of; written by the control thread */
+    struct ff_rdma_qp *_Atomic qps[FF_RDMA_QUEUE_QPS];
+    _Atomic unsigned int n_qps; /* highest used + 1 */
+    _Atomic bool asked;         /* a peer wants marks sent */
+    _Atomic uint32_t looks; /* grows with each look, and by FF_RDMA_LOOKS when nothing is left */
+
+    /* the worker's */
+    struct ff_rdma_qp *owing; /* have something to tell, but no data that would carry it */
+    unsigned int hint;        /* where in qps the last one was */
+    unsigned int n_taken;     /* of this burst, to be posted again: */
+    struct ff_rdma_taken {
+        uint64_t buffer;
+        struct ff_rdma_qp *qp; /* that has used a credit for it, or NULL */
+    } taken[FF_BURST];
+    struct ff_port *to[FF_BURST]; /* the networks of a burst's frames, */
+    struct ff_seg rest[FF_BURST]; /* and what follows their heads */
+} __rte_cache_aligned;
+
+struct ff_rdma_device {
+    struct ff_port *port;
+    struct ibv_context *context;
+    struct ibv_pd *pd;
+    uint8_t number; /* of its port */
+    uint8_t gid_index;
+    union ibv_gid gid;
+    struct ibv_port_attr attr;
+    struct ff_rdma_queue *queue[FF_MAX_WORKERS];
+};
+
+/* Per-worker counts of a queue pair, in struct ff_rdma_stats. */
+struct ff_rdma_qp {
+    struct ibv_qp *qp;
+    struct ff_rdma_peer *peer;
+    struct ff_rdma_queue *queue;
+    uint32_t number;     /* as the device knows it */
+    uint32_t inline_max; /* bytes that a request may carry itself */
+    uint32_t psn;
+    struct ff_rdma_window window;
+    bool stopped; /* an error, or a broken rule: nothing is sent any more */
+
+    /* sending: memory is used in order, and given back in order */
+    uint8_t *ring; /* FF_RDMA_RING bytes, then FF_RDMA_CONTROLS headers */
+    struct ibv_mr *mr;
+    uint32_t head, tail;          /* offsets in ring: next free, oldest used */
+    uint32_t built, posted, done; /* counts of requests, modulo 2^32 */
+    uint32_t unsignalled, unsignalled_bytes;
+    uint32_t controls; /* built and not done */
+    struct {
+        uint32_t next; /* head behind it */
+        bool control;
+    } sent[FF_RDMA_SQ];
+    struct ibv_send_wr wr[FF_RDMA_SQ]; /* built..posted of them are a chain */
+    struct ibv_sge sge[FF_RDMA_SQ];
+    bool unposted_listed;
+    struct ff_rdma_qp *unposted_next; /* in ff_worker.unposted */
+
+    /* what it owes to the other end */
+    bool owing_listed;
+    struct ff_rdma_qp *owing_next;
+    bool mark_due;
+    uint32_t mark;           /* to be answered */
+    uint32_t mark_sent;      /* the last of the peer's that went out here */
+    _Atomic uint32_t marked; /* and that was answered */
+
+    struct ff_rdma_stats stats;
+};
+
+struct ff_rdma_peer {
+    uint16_t number;
+    uint16_t remote; /* the last that began to use it, 0: none does */
+    uint16_t n_qps;
+    struct ff_rdma_device *dev; /* NULL: it is gone */
+    uint32_t epoch;
+    _Atomic int state;       /* enum ff_rdma_state */
+    const char *_Atomic why; /* it failed */
+    _Atomic uint32_t mark;   /* wanted on each queue pair */
+    bool failure_told, draining;
+    struct ff_rdma_qp *qp[FF_RDMA_MAX_QPS];
+};
+
+/* ---- rdma_peer.c ---- */
+
+/* The active peer of a tunnel end, or NULL. For workers. */
+struct ff_rdma_peer *ff_rdma_active(uint16_t remote);
+/* A peer goes no further; the first reason counts. Any thread. */
+void ff_rdma_fail(struct ff_rdma_peer *peer, const char *why);
+/* All peers of a device (NULL: of all) fail. Control thread. */
+void ff_rdma_fail_all(const struct ff_rdma_device *dev, const char *why);
+/* The peer that has this queue pair fails. Control thread. */
+void ff_rdma_fail_qp(const struct ibv_qp *qp, const char *why);
+/* Ends the peers of a device that no worker polls any more. Control thread. */
+void ff_rdma_peers_end(const struct ff_rdma_device *dev);
+
+/* ---- rdma_qp.c, for the control thread ---- */
+
+/* A queue pair on a queue, in state INIT; NULL, and *rc is -errno. */
+struct ff_rdma_qp *ff_rdma_qp_make(struct ff_rdma_peer *peer, struct ff_rdma_queue *q, int *rc);
+/* Joins it to the other end's queue pair i; -errno. */
+int ff_rdma_qp_join(struct ff_rdma_qp *qp, unsigned int i, const struct ff_rdma_connect *conf);
+/* Lets the queue's worker find it, or not any more. */
+void ff_rdma_qp_publish(struct ff_rdma_qp *qp);
+void ff_rdma_qp_conceal(const struct ff_rdma_qp *qp);
+void ff_rdma_qp_free(struct ff_rdma_qp *qp);
+
+/* ---- rdma_send.c ---- */
+
+/* Sends one header, of no data; false: not now. */
+bool ff_rdma_control(struct ff_rdma_qp *qp, uint8_t type, uint32_t mark);
+/* Looks at what the device has done; how many completions it found. */
+unsigned int ff_rdma_reap(struct ff_rdma_queue *q);
+
+/* ---- rdma_recv.c ---- */
+
+unsigned int ff_rdma_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                        struct ff_frame *frames, unsigned int n);
+unsigned int ff_rdma_input(struct ff_worker *w, struct ff_port *port, unsigned int queue,
+                           struct ff_frame *frames, unsigned int n);
+void ff_rdma_rx_done(struct ff_port *port, unsigned int queue);
+/* Buffer memory for one more queue pair, posted; -errno. Control thread. */
+int ff_rdma_buffers_add(struct ff_rdma_queue *q);
+void ff_rdma_buffers_free(struct ff_rdma_queue *q);
+
+#endif
