@@ -21,6 +21,8 @@ NAMES = ("left", "right")
 PORTS = ("web0", "db0")
 PORT = 7443
 STATE = "/tmp/ffcontroller"
+AGENT_STATE = "/tmp/ffswitch-state"
+KEPT = f"{STATE} {AGENT_STATE} /run/ffswitch/state.json"
 CTL = f"ffctl --controller 127.0.0.1:{PORT} --credentials {STATE}"
 NETWORK = {"kind": "Network", "name": "blue", "vni": 66}  # without subnets: endpoints may send from any IP address
 RUN = f"exec ffcontroller run --state-dir {STATE} --listen 0.0.0.0:{PORT} --name one --heartbeat 2"
@@ -116,7 +118,7 @@ async def agent(overlay: Overlay, which: int) -> AsyncIterator[Job]:
     name, host = NAMES[which], overlay.hosts[which]
     token = json.loads(await overlay.ctl(f"token create {name} -o json"))["token"]
     options = f"--controller {overlay.hosts[0].ipv4}:{PORT} --host-name {name} --join-token {token}"
-    options += f" --state-dir /tmp/ffswitch-state --rdma-timeout {RDMA_TIMEOUT_MS}"
+    options += f" --state-dir {AGENT_STATE} --rdma-timeout {RDMA_TIMEOUT_MS}"
     async with switch.start(host, options) as job:
         yield job
 

@@ -52,9 +52,10 @@ async def call(host: Host, method: str, **params: Any) -> Any:
 async def container(host: Host, port: str, mac: str) -> AsyncIterator[Job]:
     """testpmd at a port. What it receives goes to /tmp/PORT.got, and it sends once what `feed` gives it."""
     pipes = f"/tmp/{port}.sent /tmp/{port}.in"
+    stale = f"/run/ffswitch/ports/{port}/vhost.sock"  # of one that was killed
     command = TESTPMD.format(port=port, mac=mac)
     # it ends when its standard input does
-    async with host.guest.job(f"rm -f {pipes}; mkfifo {pipes}; exec {command} <>/tmp/{port}.in") as testpmd:
+    async with host.guest.job(f"rm -f {stale} {pipes}; mkfifo {pipes}; exec {command} <>/tmp/{port}.in") as testpmd:
         yield testpmd
 
 

@@ -44,7 +44,9 @@ THERE, BACK = conversation(packets.A, packets.B), conversation(packets.B, packet
 async def started(booted_pair: Bed) -> AsyncIterator[Overlay]:
     """Both hosts reach each other by RDMA."""
     found = Overlay(booted_pair, MACS)
-    await found.hosts[0].guest.run(f"rm -rf {overlay.STATE}; ffcontroller init --state-dir {overlay.STATE}")
+    for host in found.hosts:
+        await host.guest.run(f"rm -rf {overlay.KEPT}")  # by the switches of other tests
+    await found.hosts[0].guest.run(f"ffcontroller init --state-dir {overlay.STATE}")
     async with overlay.controller(found.hosts[0]):
         await found.ctl("apply -f -", overlay.NETWORK)
         async with overlay.agent(found, 0), overlay.agent(found, 1):

@@ -27,11 +27,13 @@ class Verbs:
 
     async def call(self, what: str, **values: Any) -> dict[str, Any]:
         """Have it do something, see `Peer`; GuestError when the program ends instead."""
-        request = json.dumps({"do": what, **values})
-        ask = f"cat >{REQUESTS} <<end\n{request}\nend\n"
-        status, answer = await self._host.guest.status(f"{ask}timeout {ANSWER_SECONDS} head -n 1 {ANSWERS}")
+        guest = self._host.guest
+        # A serial port is no way for a large message.
+        (guest.shared / "request.json").write_text(json.dumps({"do": what, **values}) + "\n")
+        ask = f"cat /shared/request.json >{REQUESTS}; timeout {ANSWER_SECONDS} head -n 1 {ANSWERS}"
+        status, answer = await guest.status(ask)
         if status:
-            raise GuestError(f"{self._host.guest.name}: {PROGRAM.name} has not answered: {await self._job.stop()}")
+            raise GuestError(f"{guest.name}: {PROGRAM.name} has not answered: {await self._job.stop()}")
         return dict(json.loads(answer))
 
     async def send(self, message: bytes) -> int:
