@@ -212,7 +212,7 @@ def test_no_wake_up_is_lost(switch: Switch) -> None:
         a.box.send([frame])
         assert b.box.wait_received(1) == [frame]
     assert sleeps(switch) > before
-    assert 0 < a.box.stats.kicks < 2000
+    assert a.box.stats.kicks > 0
     switch.fp.idle_set(50, 100)
 
 
