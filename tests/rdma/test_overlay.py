@@ -16,7 +16,7 @@ from tests.rdma.relay import ROCE
 from vswitch.slowpath.pipeline import EthType, parse
 from vswitch.slowpath.types import Key
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900), pytest.mark.long]
 
 MACS = (packets.A.hex(":"), packets.B.hex(":"))
 FRAME_MAX = 1464  # what fits VXLAN, too
