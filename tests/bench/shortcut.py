@@ -25,7 +25,7 @@ from tests.bench.errors import BenchError
 from tests.bench.peers.ffswitch import FfSwitch
 from tests.bench.process import Process, wait_for
 from tests.bench.report import Goal
-from tests.bench.stats import Ratio, Spread
+from tests.bench.stats import Ratio, Spread, others_between
 from vswitch.cli.client import Client
 
 OUTPUT = Path("build/bench/shortcut.json")
@@ -92,6 +92,7 @@ class Found:
     """Rates in packets/s, by link and size, a value for each round; and the rest by name."""
 
     rates: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    others: dict[tuple[str, int], float] = field(default_factory=dict)  # worst share of a core that others took
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def ratio(self, above: Sequence[tuple[str, int]], below: Sequence[tuple[str, int]]) -> Ratio | None:
@@ -103,7 +104,7 @@ class Found:
             zip(*(self.rates[k] for k in below), strict=True),
             strict=True,
         )
-        return Ratio(Spread.of([max(a) / max(b) for a, b in rounds]), 0.0)
+        return Ratio(Spread.of([max(a) / max(b) for a, b in rounds]), max(self.others[k] for k in (*above, *below)))
 
 
 class Pair:
@@ -171,9 +172,12 @@ class Pair:
             if not line:
                 end.ended()
 
-    def rate(self, seconds: float) -> float:
-        """Packets/s, both ways together. Raises BenchError."""
+    def rate(self, seconds: float) -> tuple[float, float]:
+        """Packets/s, both ways together, and the share of a core that others took. Raises BenchError."""
         total = 0.0
+        pids = [end.pid for end in self._ends] + [os.getpid(), *(self.switch.pids if self.switch else ())]
+        cpus = self._environment.cpus.both
+        before, begun = machine.core_times(pids, cpus), time.monotonic_ns()
         with machine.undisturbed(self._poll_threads()):
             for end in self._ends:
                 end.say(str(int(seconds * 1000)))
@@ -182,7 +186,8 @@ class Pair:
                 if not line:
                     end.ended()
                 total += int(line) / seconds
-        return total
+        after, wall = machine.core_times(pids, cpus), time.monotonic_ns() - begun
+        return total, max(others_between(before[cpu], after[cpu], wall) for cpu in cpus)
 
     def _poll_threads(self) -> list[int]:
         threads = [end.pid for end in self._ends]
@@ -231,8 +236,10 @@ def measure(rounds: int, seconds: float, environment: Environment, program_: Pat
                 here = environment.part(f"{number}-{size}-{LINKS.index(link)}")
                 with Pair(link, size, program_, here) as pair:
                     pair.rate(0.2)
-                    rate = pair.rate(seconds)
-                    found.rates.setdefault((link.name, size), []).append(rate)
+                    rate, others = pair.rate(seconds)
+                    key = link.name, size
+                    found.rates.setdefault(key, []).append(rate)
+                    found.others[key] = max(others, found.others.get(key, 0.0))
                     click.echo(f"round {number}/{rounds}: {size} B, {link.name}: {rate / 1e6:.2f} Mpps")
                     if link is SHORTCUT and size == SIZES[0]:
                         found.values.setdefault("switch_cpu_pct", []).append(switch_cpu(pair, seconds))
@@ -250,7 +257,8 @@ def ratios(found: Found) -> dict[str, Ratio]:
         "size_flatness": ([(SHORTCUT.name, SIZES[0])], [(SHORTCUT.name, SIZES[-1])]),
     }
     named = {name: found.ratio(*terms) for name, terms in wanted.items()}
-    named |= {name: Ratio(Spread.of(values), 0.0) for name, values in found.values.items()}
+    others = found.others.get((SHORTCUT.name, SIZES[0]), 0.0)
+    named |= {name: Ratio(Spread.of(values), others) for name, values in found.values.items()}
     return {name: ratio for name, ratio in named.items() if ratio is not None}
 
 
