@@ -80,13 +80,13 @@ class Overlay:
         wrpcap(str(source.guest.shared / "sent.pcap"), [Ether(frame) for frame in frames], linktype=1)
         wrpcap(str(target.guest.shared / "none.pcap"), [], linktype=1)
         async with (
-            switch.container(target, into, self.macs[1 - sender]),
-            switch.container(source, out, self.macs[sender]),
+            switch.container(target, into, self.macs[1 - sender]) as receiver,
+            switch.container(source, out, self.macs[sender]) as transmitter,
         ):
             for host, port in ((target, into), (source, out)):
                 await host.guest.until(f"ffswitch list-ports | grep -Eq '^{port} .* ready '", SECONDS)
-            await switch.feed(target, into, "none.pcap")
-            await switch.feed(source, out, "sent.pcap")
+            await switch.feed(target, receiver, into, "none.pcap")
+            await switch.feed(source, transmitter, out, "sent.pcap")
             yield (source.guest.shared / "sent.pcap").stat().st_size
 
     async def replay(self, frames: Sequence[bytes], *, sender: int = 0) -> tuple[int, int]:

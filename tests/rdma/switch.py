@@ -14,8 +14,10 @@ from tests.rdma.bed import Host
 
 MEMORY = "--no-huge --memory 160 --mbufs 8192"
 # Frames go between its two ports, virtio-user and net_pcap. By default it throws away what waits when it starts.
+# Without stdbuf, a file gets what it says only at its end.
 TESTPMD = (
-    "dpdk-testpmd --lcores '0@(0-1),1@(0-1)' --no-pci --no-huge -m 64 --no-telemetry --no-shconf --file-prefix {port}"
+    "stdbuf -oL dpdk-testpmd --lcores '0@(0-1),1@(0-1)' --no-pci --no-huge -m 64"
+    " --no-telemetry --no-shconf --file-prefix {port}"
     " --vdev=net_virtio_user0,path=/run/ffswitch/ports/{port}/vhost.sock,server=1,mac={mac}"
     " --vdev=net_pcap0,rx_pcap=/tmp/{port}.sent,tx_pcap=/tmp/{port}.got"
     " -- --no-mlockall --no-flush-rx --total-num-mbufs=4096 --auto-start"
@@ -59,6 +61,10 @@ async def container(host: Host, port: str, mac: str) -> AsyncIterator[Job]:
         yield testpmd
 
 
-async def feed(host: Host, port: str, capture: str) -> None:
-    """Let the container at a port begin, with the frames of a capture, a file in the guest's /shared."""
+async def feed(host: Host, testpmd: Job, port: str, capture: str) -> None:
+    """Let the container at a port begin, with the frames of a capture, a file in the guest's /shared.
+
+    On return it takes frames. Its port is ready before that, but drops them ("ring-full"): there are no buffers yet.
+    """
     await host.guest.run(f"cat /shared/{capture} >/tmp/{port}.sent")
+    await testpmd.said("Press enter to exit")

@@ -88,13 +88,14 @@ async def test_ffswitch_with_two_containers(pair: Bed) -> None:
     wrpcap(str(host.guest.shared / "none.pcap"), [], linktype=1)
     size = (host.guest.shared / "sent.pcap").stat().st_size
     async with switch.start(host) as daemon, AsyncExitStack() as stack:
+        testpmds = {}
         for port, mac in MACS.items():
             await switch.call(host, "port.add", name=port, mac=mac)
-            await stack.enter_async_context(switch.container(host, port, mac))
+            testpmds[port] = await stack.enter_async_context(switch.container(host, port, mac))
         for port in MACS:
             await daemon.said(f"port {port}: ready")
-        await switch.feed(host, "db0", "none.pcap")
-        await switch.feed(host, "web0", "sent.pcap")
+        await switch.feed(host, testpmds["db0"], "db0", "none.pcap")
+        await switch.feed(host, testpmds["web0"], "web0", "sent.pcap")
         await host.guest.until(f"test $(stat -c %s /tmp/db0.got) -ge {size} && cp /tmp/db0.got /shared/got.pcap")
         stats = await switch.call(host, "stats")
         assert stats["ports"]["web0"]["rx_packets"] == stats["ports"]["db0"]["tx_packets"] == FRAMES
