@@ -12,7 +12,7 @@ from typing import Any
 from scapy.layers.l2 import Ether
 from scapy.utils import PcapReader, wrpcap
 
-from tests.guest.guest import Job
+from tests.guest.guest import GuestError, Job
 from tests.rdma import switch
 from tests.rdma.bed import Bed, Host
 from tests.rdma.relay import ROCE, VXLAN
@@ -56,6 +56,14 @@ class Overlay:
         await self.hosts[which].guest.until(f"ffswitch {command} >/tmp/said; grep -Eq '{pattern}' /tmp/said", SECONDS)
         return await self.hosts[which].guest.run("cat /tmp/said")
 
+    async def counters(self) -> str:
+        """What became of every packet on each host, and its RDMA peers, for a failure to show."""
+        said = []
+        for name, host in zip(NAMES, self.hosts, strict=True):
+            _, output = await host.guest.status("ffswitch stats; ffswitch status -o json")
+            said.append(f"{name}:\n{output}")
+        return "\n".join(said)
+
     async def until_rdma(self) -> None:
         """Wait until both hosts send by RDMA."""
         for which in (0, 1):
@@ -97,7 +105,12 @@ class Overlay:
         before = self.frames(ROCE), self.frames(VXLAN)
         target, got = self.hosts[1 - sender].guest, f"/tmp/{PORTS[1 - sender]}.got"
         async with self.sending(frames, sender) as size:
-            await target.until(f"test $(stat -c %s {got}) -ge {size}", SECONDS)
+            try:
+                await target.until(f"test $(stat -c %s {got}) -ge {size}", SECONDS)
+            except GuestError as error:
+                found = (await target.run(f"stat -c %s {got}")).strip()
+                error.add_note(f"{target.name}: {got} has {found} bytes of {size}\n{await self.counters()}")
+                raise
             await target.run(f"cp {got} /shared/got.pcap")
         with PcapReader(str(target.shared / "got.pcap")) as reader:
             assert [bytes(frame) for frame in reader] == list(frames)
