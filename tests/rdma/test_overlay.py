@@ -93,6 +93,7 @@ async def test_a_policy_takes_rdma_away_and_gives_it_back(started: Overlay) -> N
     assert vxlan == 0 and roce >= len(THERE)
 
 
+@pytest.mark.long
 async def test_a_link_that_carries_no_rdma(started: Overlay) -> None:
     """Nothing is sent into it once that is known; when it heals, RDMA comes back by itself."""
     started.bed.relay.refuse(ROCE)
@@ -108,6 +109,7 @@ async def test_a_link_that_carries_no_rdma(started: Overlay) -> None:
     assert vxlan == 0
 
 
+@pytest.mark.long
 async def test_a_device_is_taken_away_and_comes_back(started: Overlay) -> None:
     right = started.hosts[1].guest
     await right.run(f"rdma link delete {DEVICE}")
@@ -120,6 +122,7 @@ async def test_a_device_is_taken_away_and_comes_back(started: Overlay) -> None:
     assert vxlan == 0
 
 
+@pytest.mark.long
 async def test_gids_that_do_not_reach_the_other_host(started: Overlay) -> None:
     """Without an address in common the controller sees it; with a wrong one, the first message does not come back."""
     right = started.hosts[1].guest
@@ -137,6 +140,7 @@ async def test_gids_that_do_not_reach_the_other_host(started: Overlay) -> None:
     await started.until_rdma()
 
 
+@pytest.mark.long
 async def test_a_device_that_cannot_be_opened(started: Overlay) -> None:
     """That is one line, in `explain` of both hosts."""
     right = started.hosts[1].guest
