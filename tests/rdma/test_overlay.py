@@ -16,7 +16,7 @@ from tests.rdma.relay import ROCE
 from vswitch.slowpath.pipeline import EthType, parse
 from vswitch.slowpath.types import Key
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 MACS = (packets.A.hex(":"), packets.B.hex(":"))
 FRAME_MAX = 1464  # what fits VXLAN, too
@@ -82,6 +82,7 @@ async def peer(started: Overlay, which: int) -> dict[str, dict[str, int]]:
     return dict(found)
 
 
+@pytest.mark.long
 async def test_a_policy_takes_rdma_away_and_gives_it_back(started: Overlay) -> None:
     await started.ctl("apply -f - --wait 60", ONLY_VXLAN)
     await started.until_vxlan("policy no-rdma")
