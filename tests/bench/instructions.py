@@ -50,7 +50,9 @@ CASES = tuple(Case(ring, size, flows) for ring in ("split", "packed") for size i
 def build(directory: Path = BUILD) -> Path:
     """Compiles the fast path and the harness into `directory`, what is newer than its object; returns the program."""
     directory.mkdir(parents=True, exist_ok=True)
-    cflags, libs = (shlex.split(run(["pkg-config", option, "libdpdk"])) for option in ("--cflags", "--libs"))
+    cflags, libs = (
+        shlex.split(run(["pkg-config", option, "libdpdk", "libibverbs"])) for option in ("--cflags", "--libs")
+    )
     includes = [flag.replace("-I", "-isystem", 1) for flag in cflags if not flag.startswith("-march")]
     flags = [*C_FLAGS, "-O3", "-g", ARCHITECTURE, f"-I{FAST_PATH}", *includes]
     headers = max(header.stat().st_mtime for header in FAST_PATH.glob("*.h"))

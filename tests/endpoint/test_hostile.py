@@ -99,6 +99,8 @@ def test_random_writes_harm_nobody_else(bench: Bench, seed: int) -> None:
             at.app.do("poll 50")
             at.app.do(f"tx {to.mac} 0 20 1500 2", "sent")
             at.port.take()
+    forth.rings.head(0).tail ^= 1 << 31  # should all that was written have been harmless
+    b.app.do("poll 50")
     assert any(error.startswith("shortcut 0 from a is not used any more: ") for error in b.port.told())
     for at in (a, b):
         at.app.do("poll 50")
