@@ -197,6 +197,18 @@ def test_a_kick_wakes_the_worker(switch: Switch) -> None:
         assert a.box.stats.kicks == kicks + 1, "a worker that sleeps has to be told"
 
 
+def test_a_worker_that_is_awake_gets_no_kick(switch: Switch) -> None:
+    a, b = pair(switch)
+    switch.fp.idle_set(50, 0)  # it never sleeps
+    for number, frame in enumerate(numbered(1, 2, 50)):
+        if number == 2:  # the loop that took the first one has ended, whatever it began as
+            kicks = a.box.stats.kicks
+        a.box.send([frame])
+        assert b.box.wait_received(1) == [frame]
+    assert a.box.stats.kicks == kicks
+    switch.fp.idle_set(50, 100)
+
+
 def test_no_wake_up_is_lost(switch: Switch) -> None:
     """One frame at a time at every moment of a worker's way to sleep; queues move meanwhile."""
     a, b = pair(switch)
