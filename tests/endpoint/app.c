@@ -211,8 +211,8 @@ static void cmd_rx(const char *line, bool hold) {
     printf("\n");
 }
 
-/* Polls once for each of COUNT bursts, and says how many frames came. */
-static void cmd_poll(const char *line) {
+/* Looks for COUNT bursts and says how many frames came; "poll" also gives transmit its turns. */
+static void cmd_poll(const char *line, bool transmit) {
     struct rte_mbuf *pkts[BURST];
     unsigned int got = 0;
 
@@ -221,9 +221,10 @@ static void cmd_poll(const char *line) {
 
         rte_pktmbuf_free_bulk(pkts, n);
         got += n;
-        rte_eth_tx_burst(port, 0, pkts, 0);
+        if (transmit)
+            rte_eth_tx_burst(port, 0, pkts, 0);
     }
-    printf("poll %u\n", got);
+    printf("%s %u\n", transmit ? "poll" : "listen", got);
 }
 
 /* Receives a flow: says what of it is missing, repeated or late. */
@@ -375,7 +376,9 @@ static bool run(const char *line) {
     else if (IS("hold"))
         cmd_rx(rest, true);
     else if (IS("poll"))
-        cmd_poll(rest);
+        cmd_poll(rest, true);
+    else if (IS("listen"))
+        cmd_poll(rest, false);
     else if (IS("sink"))
         cmd_sink(rest);
     else if (IS("free"))

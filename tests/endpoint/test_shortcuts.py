@@ -105,6 +105,27 @@ def test_a_chain_without_a_grant_copies(bench: Bench) -> None:
     assert b.app.stats()["tx_copies"] == 30
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_chain_gives_back_what_it_need_not_send_over(bench: Bench, kept: int) -> None:
+    a, b, c = bench.container("a"), bench.container("b"), bench.container("c")
+    introduce(a, b, c)
+    connect(a, b)
+    to_c = connect(b, c)
+    for region in range(len(a.port.regions)):
+        b.port.do(lib.FF_MSG_GRANT, number=to_c.number_out, region=a.first_region + region)
+    a.send(b, 0, 64)
+    b.receive(64, hold=True)
+    assert b.app.do(f"forward {c.mac}", "sent") == "64"
+    if kept:
+        c.receive(kept, hold=True)
+    assert c.numbers(64 - kept) == list(range(kept, 64))
+    # b has nothing to send: all that it does is to look for frames.
+    assert b.app.do("listen 32") == "0"
+    a.send(b, 64, 64 - kept)
+    assert b.numbers(64 - kept) == list(range(64, 128 - kept))
+    assert b.app.stats()["tx_copies"] == 0
+
+
 def test_a_loop_ends_in_a_copy(bench: Bench) -> None:
     a, b = bench.container("a"), bench.container("b")
     introduce(a, b)

@@ -75,6 +75,7 @@ static int open_queues(struct ff_dev *dev, const int *fds, char *why) {
         if (ff_out_ring_init(&q->ring, ring_at(dev, 2 * i), dev->ring_size) != 0)
             return -ENOMEM;
         q->kick_fd = fcntl(fds[2 + i], F_DUPFD_CLOEXEC, 0);
+        q->passing = false;
         q->last = &dev->own[0];
         memset(q->marked, 0, sizeof(q->marked));
     }

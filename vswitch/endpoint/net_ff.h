@@ -17,6 +17,7 @@
 
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
+#include <rte_spinlock.h>
 
 #include <ethdev_driver.h>
 
@@ -102,6 +103,7 @@ struct ff_out_ring {
     struct ff_out *out;     /* NULL: to the switch */
     uint32_t publish;       /* packets put and not published */
     uint64_t publish_bytes;
+    uint32_t passing; /* buffers lent that are not from the application's pools */
 };
 
 struct ff_out {
@@ -126,6 +128,7 @@ struct ff_rx_stats {
 struct ff_rxq {
     uint32_t seq; /* odd inside a burst */
     bool up;
+    uint8_t empty; /* bursts in a row that had nothing to take */
     uint16_t id, port_id, n_desc;
     uint32_t generation, version; /* of what the view was made from */
     uint32_t turn;                /* source to begin with: a ring, or the switch behind them */
@@ -151,10 +154,19 @@ struct ff_tx_stats {
     uint64_t switched, switched_bytes, lent, lent_bytes, copies, copied_bytes, full, dropped;
 };
 
+/*
+ * Others' buffers must not wait in a queue for the next frame that it sends, which may never come
+ * before they are back with their owner. So the receive queues collect them too. Which thread has
+ * the queue is settled by `owner`, but only while `passing` is set: a queue that passes nothing
+ * on pays nothing for it.
+ */
 struct ff_txq {
     uint32_t seq;
     bool up;
-    bool marking; /* markers wait for room in the switch's ring */
+    bool passed;          /* such a buffer was lent in this burst */
+    bool passing;         /* set at the end of a burst; reset by who has `owner` */
+    rte_spinlock_t owner; /* to be had for all below while `passing` is set */
+    bool marking;         /* markers wait for room in the switch's ring */
     uint16_t id, n_desc;
     uint32_t generation, version;
     uint32_t sweep; /* route whose marks are looked at next */
@@ -280,6 +292,7 @@ void ff_slot_free(void *addr, void *slot);
 
 /* tx.c */
 uint16_t ff_tx_burst(void *queue, struct rte_mbuf **pkts, uint16_t n);
+void ff_tx_collect(struct ff_txq *q);
 
 /* control.c */
 int ff_control_start(struct ff_dev *dev);

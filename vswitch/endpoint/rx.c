@@ -11,6 +11,7 @@
 #include "rx.h"
 
 #define AHEAD 4 /* descriptors whose slots are fetched before they are read */
+#define LOOK 16 /* bursts without a frame, before what was sent on is looked for */
 
 /* Gives a lent buffer back; called by DPDK on whatever thread frees the last mbuf over it. */
 void ff_slot_free(void *addr, void *opaque) {
@@ -388,6 +389,15 @@ void ff_rx_close(struct ff_rxq *q) {
     q->post = (struct ff_poster){0};
 }
 
+/* There is time to look at what this thread, most likely, has sent on. */
+static void idle(struct ff_rxq *q) {
+    if (++q->empty % LOOK != 0)
+        return;
+    for (uint16_t i = q->id; i < q->dev->n_tx; i += q->dev->n_rx)
+        if (__atomic_load_n(&q->dev->txq[i]->passing, __ATOMIC_RELAXED))
+            ff_tx_collect(q->dev->txq[i]);
+}
+
 uint16_t ff_rx_burst(void *queue, struct rte_mbuf **pkts, uint16_t n) {
     struct ff_rxq *q = queue;
     uint16_t got = 0;
@@ -412,6 +422,8 @@ uint16_t ff_rx_burst(void *queue, struct rte_mbuf **pkts, uint16_t n) {
                 at = at == v->n_rings ? 0 : at + 1;
             }
         }
+        if (got == 0)
+            idle(q);
     }
     ff_leave(&q->seq);
     return got;

@@ -170,14 +170,15 @@ static void free_slot(struct ff_out_ring *r, uint16_t slot) {
 /* Frees what has come back; returns how many are still lent. Not while a queue uses the ring. */
 uint32_t ff_out_collect(struct ff_out_ring *r) {
     uint16_t slots[FF_LEND_BATCH];
-    uint32_t looked = 0, n = ff_lend_lent(&r->l);
+    uint32_t n;
 
-    while (looked < n) {
-        uint32_t back = ff_lend_reclaim(&r->l, slots);
+    for (uint32_t left = ff_lend_lent(&r->l); left > 0; left -= n) {
+        uint32_t back;
 
+        n = RTE_MIN(left, FF_LEND_BATCH);
+        back = ff_lend_sweep(&r->l, n, slots);
         for (uint32_t i = 0; i < back; i++)
             free_slot(r, slots[i]);
-        looked += back > 0 ? back : FF_LEND_BATCH;
     }
     return ff_lend_lent(&r->l);
 }

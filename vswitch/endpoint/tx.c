@@ -77,11 +77,10 @@ static void read_table(struct ff_txq *q) {
 /* ---- what comes back -------------------------------------------------------------------- */
 
 /* An mbuf that was lent directly is as it came from its pool: nothing of it is to be reset. */
-static void reclaim(struct ff_out_ring *r) {
-    uint16_t slots[FF_LEND_BATCH];
+static void free_slots(struct ff_out_ring *r, const uint16_t *slots, uint32_t back) {
     struct rte_mbuf *bulk[FF_LEND_BATCH];
     struct rte_mempool *pool = NULL;
-    uint32_t back = ff_lend_reclaim(&r->l, slots), n = 0;
+    uint32_t n = 0;
 
     for (uint32_t i = 0; i < back; i++) {
         struct rte_mbuf *m = r->mbuf[slots[i]];
@@ -90,6 +89,7 @@ static void reclaim(struct ff_out_ring *r) {
         if (m == NULL) /* a marker */
             continue;
         if (unlikely(!RTE_MBUF_DIRECT(m))) {
+            r->passing--;
             rte_pktmbuf_free_seg(m);
             continue;
         }
@@ -103,6 +103,12 @@ static void reclaim(struct ff_out_ring *r) {
     }
     if (n > 0)
         rte_mempool_put_bulk(pool, (void **)bulk, n);
+}
+
+static void reclaim(struct ff_out_ring *r) {
+    uint16_t slots[FF_LEND_BATCH];
+
+    free_slots(r, slots, ff_lend_reclaim(&r->l, slots));
 }
 
 /* What is held long comes first, some times: the next burst looks further. */
@@ -231,6 +237,7 @@ static enum sent send_any(struct ff_txq *q, struct ff_out_ring *r, struct rte_mb
         next = m->next;
         m->next = NULL;
         m->nb_segs = 1;
+        r->passing += !RTE_MBUF_DIRECT(m);
         r->mbuf[ff_lend_put(&r->l, d[i])] = m;
     }
     return SENT;
@@ -243,6 +250,7 @@ static inline enum sent send_frame(struct ff_txq *q, struct ff_out_ring *r, stru
         return send_any(q, r, m);
     if (unlikely(ff_lend_room(&r->l) == 0) && !room_for(r, 1))
         return FULL;
+    r->passing += !RTE_MBUF_DIRECT(m);
     r->mbuf[ff_lend_put(&r->l, d)] = m;
     r->publish++;
     r->publish_bytes += m->data_len;
@@ -260,6 +268,7 @@ static void flush(struct ff_txq *q, struct ff_out_ring *r) {
         q->stats.switched_bytes += r->publish_bytes;
     }
     ff_lend_publish(&r->l, r->publish, r->publish_bytes);
+    q->passed |= r->passing > 0;
     r->publish = 0;
     r->publish_bytes = 0;
 }
@@ -344,22 +353,58 @@ static uint16_t transmit(struct ff_txq *q, struct rte_mbuf **pkts, uint16_t n) {
     return i;
 }
 
+static void follow(struct ff_txq *q) {
+    if (likely(__atomic_load_n(&q->dev->table->generation, __ATOMIC_ACQUIRE) == q->generation &&
+               __atomic_load_n(&q->dev->version, __ATOMIC_ACQUIRE) == q->version && !q->marking))
+        return;
+    read_table(q);
+    kick(q);
+}
+
 uint16_t ff_tx_burst(void *queue, struct rte_mbuf **pkts, uint16_t n) {
     struct ff_txq *q = queue;
     uint16_t sent = 0;
 
     ff_enter(&q->seq);
     if (likely(__atomic_load_n(&q->up, __ATOMIC_ACQUIRE))) {
-        if (unlikely(
-                __atomic_load_n(&q->dev->table->generation, __ATOMIC_ACQUIRE) != q->generation ||
-                __atomic_load_n(&q->dev->version, __ATOMIC_ACQUIRE) != q->version || q->marking)) {
-            read_table(q);
-            kick(q);
-        }
+        bool passing = __atomic_load_n(&q->passing, __ATOMIC_ACQUIRE);
+
+        if (unlikely(passing))
+            rte_spinlock_lock(&q->owner);
+        q->passed = false;
+        follow(q);
         if (ff_lend_lent(&q->ring.l) >= FF_LEND_BATCH)
             reclaim(&q->ring);
         sent = transmit(q, pkts, n);
+        if (unlikely(q->passed))
+            __atomic_store_n(&q->passing, true, __ATOMIC_RELEASE);
+        if (unlikely(passing))
+            rte_spinlock_unlock(&q->owner);
     }
     ff_leave(&q->seq);
     return sent;
+}
+
+/* Gives others' buffers back that the queue still has; called in a burst of a receive queue. */
+void ff_tx_collect(struct ff_txq *q) {
+    bool passing = false;
+
+    if (!rte_spinlock_trylock(&q->owner))
+        return;
+    if (__atomic_load_n(&q->passing, __ATOMIC_ACQUIRE)) {
+        follow(q);
+        for (uint32_t i = 0; i < q->n_routes; i++) {
+            struct ff_out_ring *r = q->used[i];
+            uint16_t slots[FF_LEND_BATCH];
+            uint32_t n;
+
+            for (uint32_t left = ff_lend_lent(&r->l); r->passing > 0 && left > 0; left -= n) {
+                n = RTE_MIN(left, FF_LEND_BATCH);
+                free_slots(r, slots, ff_lend_sweep(&r->l, n, slots));
+            }
+            passing |= r->passing > 0;
+        }
+        __atomic_store_n(&q->passing, passing, __ATOMIC_RELEASE);
+    }
+    rte_spinlock_unlock(&q->owner);
 }

@@ -226,13 +226,34 @@ static inline bool ff_lend_is_back(const struct ff_lender *l, uint32_t place) {
 }
 
 /*
- * Takes back up to FF_LEND_BATCH slots, from the oldest on; they are free, and so is what the
- * caller lent in them. One that is held long goes behind the others once a later one has come
+ * Looks at the n oldest lent slots, n at most FF_LEND_BATCH: takes back those that came back, which
+ * are free then, and so is what the caller lent in them. The others go behind all that are lent.
+ */
+static inline uint32_t ff_lend_sweep(struct ff_lender *l, uint32_t n, uint16_t *slots) {
+    uint32_t back = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        bool is_back = ff_lend_is_back(l, l->lent_head);
+        uint16_t slot = l->lent[l->lent_head++ & l->mask];
+
+        if (FF_RING_LIKELY(is_back)) {
+            l->free[l->free_tail++ & l->mask] = slot;
+            slots[back++] = slot;
+        } else {
+            l->lent[l->lent_tail++ & l->mask] = slot;
+        }
+    }
+    return back;
+}
+
+/*
+ * Takes back up to FF_LEND_BATCH slots, from the oldest on, as ff_lend_sweep does. One that is held
+ * long goes behind the others once a later one has come
  * back, so that it is in nobody's way, and not before: slots that stay in order have their marks in
  * one line. Best called when at least FF_LEND_BATCH are lent.
  */
 static inline uint32_t ff_lend_reclaim(struct ff_lender *l, uint16_t *slots) {
-    uint32_t lent = ff_lend_lent(l), back = 0;
+    uint32_t lent = ff_lend_lent(l);
     uint32_t n = lent < FF_LEND_BATCH ? lent : FF_LEND_BATCH;
 
     /* what was sent last and is not back is not late */
@@ -246,18 +267,7 @@ static inline uint32_t ff_lend_reclaim(struct ff_lender *l, uint16_t *slots) {
         if (ff_lend_is_back(l, l->lent_head + FF_LEND_BATCH + l->probe))
             n = FF_LEND_BATCH;
     }
-    for (uint32_t i = 0; i < n; i++) {
-        bool is_back = ff_lend_is_back(l, l->lent_head);
-        uint16_t slot = l->lent[l->lent_head++ & l->mask];
-
-        if (FF_RING_LIKELY(is_back)) {
-            l->free[l->free_tail++ & l->mask] = slot;
-            slots[back++] = slot;
-        } else {
-            l->lent[l->lent_tail++ & l->mask] = slot;
-        }
-    }
-    return back;
+    return ff_lend_sweep(l, n, slots);
 }
 
 /* The consumer is gone: takes back the oldest slot, whatever its mark. False: none is lent. */
