@@ -144,7 +144,7 @@ $(DRIVER_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h 
 
 FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
     -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath $(DPDK_CFLAGS)
-FUZZ_VRING := fuzz_vring guest call vring vring_split vring_packed frame offload
+FUZZ_VRING := fuzz_vring guest guest_harm call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
 FUZZ_MEMPORT := fuzz_memport port_ff shortcut frame
 

@@ -17,6 +17,7 @@ from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
 from tests.bench.generator import SPLIT, Ends, Generator, Programs
 from tests.bench.peers import Peer
+from tests.bench.process import pass_time
 from tests.bench.stats import Core, Figure, Sample, enough, figure
 
 # Long enough for addresses to be learned and for OVS's caches, filled by chance, to be full.
@@ -108,7 +109,7 @@ class Rig:
             if now - told > TELL_SECONDS:
                 told = now
                 click.echo(f"{self.peer.name}, {case.label}: {left:,} to be learned")
-            time.sleep(POLL_SECONDS)
+            pass_time(POLL_SECONDS)
         after = self.generator.counters()
         return Learned(case.flows, time.monotonic() - began, after.lost - before.lost)
 
@@ -132,13 +133,13 @@ class Rig:
         Raises BenchError when no packet comes through.
         """
         self.start(case)
-        time.sleep(WARM_UP_SECONDS)
+        pass_time(WARM_UP_SECONDS)
         before = self.peer.own_count()
         wanted = max(1, round(seconds / SLICE_SECONDS))
         with machine.pinned_self(self.environment.cpus.generator[0]), machine.undisturbed(self.poll_threads):
             samples = [self._sample()]
             while not enough(samples, wanted):
-                time.sleep(SLICE_SECONDS)
+                pass_time(SLICE_SECONDS)
                 samples.append(self._sample())
         after = self.peer.own_count()
         tsc_hz = self.generator.counters().tsc_hz

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, NoReturn, Self
 
 from tests.bench.errors import BenchError
+from tests.polling import until
 
 STOP_SECONDS = 10.0
 _COMPLAINT = re.compile(r"error|cannot|fail|unable", re.IGNORECASE)
@@ -20,11 +21,13 @@ _COMPLAINT = re.compile(r"error|cannot|fail|unable", re.IGNORECASE)
 
 def wait_for(what: str, ready: Callable[[], bool], seconds: float = 30.0, poll: float = 0.05) -> None:
     """Returns when `ready()` is true. Raises BenchError after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > deadline:
-            raise BenchError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(poll)
+    if not until(ready, seconds, poll):
+        raise BenchError(f"{what}: not within {seconds:.0f} s")
+
+
+def pass_time(seconds: float) -> None:
+    """Load goes on, or an idle switch is left alone, for so long: nothing but time is to be waited for."""
+    time.sleep(seconds)
 
 
 class Process:

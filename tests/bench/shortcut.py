@@ -23,7 +23,7 @@ from tests.bench import generator, machine, program, report
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
 from tests.bench.peers.ffswitch import FfSwitch
-from tests.bench.process import Process, wait_for
+from tests.bench.process import Process, pass_time, wait_for
 from tests.bench.report import Goal
 from tests.bench.stats import Ratio, Spread, others_between
 from vswitch.cli.client import Client
@@ -202,7 +202,7 @@ def switch_cpu(pair: Pair, seconds: float) -> float:
     assert pair.switch is not None
     (pid,) = pair.switch.pids
     before, begun = machine.cpu_ns(pid), time.monotonic_ns()
-    time.sleep(seconds)
+    pass_time(seconds)
     return 100 * (machine.cpu_ns(pid) - before) / (time.monotonic_ns() - begun)
 
 

@@ -64,10 +64,10 @@ class Application:
         self.say(command)
         return self.hear(word or command.split(maxsplit=1)[0])
 
-    def spoke(self) -> bool:
-        """Return whether there is a line to hear."""
+    def spoke(self, seconds: float = 0) -> bool:
+        """Return whether there is a line to hear, or comes within so long."""
         assert self.process.stdout
-        return bool(self._rest) or bool(select.select([self.process.stdout], [], [], 0)[0])
+        return bool(self._rest) or bool(select.select([self.process.stdout], [], [], seconds)[0])
 
     def _line(self) -> str | None:
         assert self.process.stdout

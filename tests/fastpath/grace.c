@@ -39,6 +39,12 @@ static void check(bool ok, const char *what) {
     }
 }
 
+/* A thread that waits in there shows nowhere: it gets the time to come so far, else this round
+ * shows nothing. */
+static void let_others_run(void) {
+    usleep(100);
+}
+
 static void run(void) {
     uint64_t token, before = tokens();
     pthread_t waits, takes;
@@ -47,10 +53,10 @@ static void run(void) {
     pthread_create(&waits, NULL, synchronize, NULL);
     while (tokens() == before)
         ;
-    usleep(100); /* it comes to the worker that is late; else this round shows nothing */
+    let_others_run();
     rte_rcu_qsbr_thread_online(ff.rcu, SLEEPER);
     pthread_create(&takes, NULL, start, &token);
-    usleep(100);
+    let_others_run();
     rte_rcu_qsbr_quiescent(ff.rcu, LATE);
     pthread_join(waits, NULL);
     pthread_join(takes, NULL);

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -73,8 +72,8 @@ def test_a_flow_changes_its_path(pair: Pair) -> None:
     pair.a.app.say(f"flow {pair.b.mac} {FRAMES - 1} 100")
     while not pair.a.app.spoke():
         rings, shortcut = pair.open()
-        while rings.rings.head(0).tail == 0 and not pair.a.app.spoke():
-            time.sleep(0.001)
+        while rings.rings.head(0).tail == 0 and not pair.a.app.spoke(0.001):
+            pass
         pair.close(rings, shortcut)
     assert pair.a.app.hear("sent") == str(FRAMES - 1)
     while not pair.b.app.spoke():

@@ -3,12 +3,10 @@
 
 #include <sanitizer/asan_interface.h>
 
-#define AVAIL_BIT (1u << VRING_PACKED_DESC_F_AVAIL)
-#define USED_BIT (1u << VRING_PACKED_DESC_F_USED)
 #define WRAP_BIT 0x8000u
 
 /* PART_DATA begins where PART_TABLES ends, PART_TOP is the end of all addresses. */
-static const uint64_t gpa[PARTS] = {0x100000, 0x200000, 0x300000, 0x10000, 0x1a000, 0ull - 4096};
+const uint64_t guest_gpa[PARTS] = {0x100000, 0x200000, 0x300000, 0x10000, 0x1a000, 0ull - 4096};
 /* Odd, so that nothing behind the last byte is there by alignment. */
 static const uint32_t room[PARTS] = {
     RING_MAX * sizeof(struct vring_desc), 6 + 2 * RING_MAX, 6 + 8 * RING_MAX, 0xa000, 0x6003, 4096,
@@ -54,16 +52,24 @@ static void ring_part(struct guest *g, enum part part, uint32_t size) {
 }
 
 static void regions(struct guest *g) {
+    /* what most addresses are in comes first: each look at a region counts for the fuzzer, and
+     * costs */
+    static const enum part order[PARTS] = {PART_DATA,  PART_TABLES, PART_DESC,
+                                           PART_AVAIL, PART_USED,   PART_TOP};
+
     g->mem.n = PARTS;
     atomic_store(&g->mem.lost, false);
-    for (unsigned int i = 0; i < PARTS; i++)
-        g->mem.region[i] = (struct ff_region){
-            .gpa = gpa[i],
+    for (unsigned int k = 0; k < PARTS; k++) {
+        enum part i = order[k];
+
+        g->mem.region[k] = (struct ff_region){
+            .gpa = guest_gpa[i],
             .size = g->size[i],
             .host = g->at[i],
             .map = g->at[i],
             .map_size = g->size[i],
         };
+    }
 }
 
 void guest_reset(struct guest *g, struct input *in) {
@@ -160,10 +166,10 @@ static bool choose_buffers(struct guest *g, struct input *in, uint8_t shape, str
 }
 
 static uint64_t address(const struct guest *g, const uint8_t *p) {
-    return gpa[PART_DATA] + (uint64_t)(p - g->at[PART_DATA]);
+    return guest_gpa[PART_DATA] + (uint64_t)(p - g->at[PART_DATA]);
 }
 
-static uint16_t number(const struct guest *g, uint16_t i) {
+uint16_t guest_number(const struct guest *g, uint16_t i) {
     return (uint16_t)((i ^ g->twist) & (g->vq.size - 1u));
 }
 
@@ -191,15 +197,15 @@ static uint64_t write_table(struct guest *g, const struct chain *c, bool unalign
                sizeof(d));
     }
     g->tables_used = (at + len + 15) & ~15u;
-    return gpa[PART_TABLES] + at;
+    return guest_gpa[PART_TABLES] + at;
 }
 
 static void post_split(struct guest *g, struct chain *c, uint64_t table) {
     struct ff_vring *vq = &g->vq;
 
-    c->id = number(g, g->next);
+    c->id = guest_number(g, g->next);
     for (uint16_t i = 0; i < c->slots; i++) {
-        struct vring_desc *d = &vq->desc[number(g, (uint16_t)(g->next + i))];
+        struct vring_desc *d = &vq->desc[guest_number(g, (uint16_t)(g->next + i))];
         bool last = i + 1 == c->slots;
 
         if (table != 0)
@@ -207,7 +213,7 @@ static void post_split(struct guest *g, struct chain *c, uint64_t table) {
         else
             *d = (struct vring_desc){address(g, g->pool[c->first + i].p), g->pool[c->first + i].len,
                                      (uint16_t)(direction(g) | (last ? 0 : VRING_DESC_F_NEXT)),
-                                     last ? 0 : number(g, (uint16_t)(g->next + i + 1))};
+                                     last ? 0 : guest_number(g, (uint16_t)(g->next + i + 1))};
     }
     g->next = (uint16_t)(g->next + c->slots);
     vq->avail->ring[vq->avail->idx & (vq->size - 1u)] = c->id;
@@ -396,114 +402,6 @@ bool guest_wants_call(const struct guest *g, uint16_t slot, bool wrap) {
         }
     } while (slot != g->used || wrap != g->used_wrap);
     return false;
-}
-
-/* ---- breaking the rules ---- */
-
-static uint64_t some_address(const struct guest *g, struct input *in) {
-    uint8_t how = take8(in);
-    enum part part = how / 4 % PARTS;
-
-    switch (how % 4) {
-    case 0:
-        return gpa[part] + take16(in);
-    case 1: /* about its end */
-        return gpa[part] + g->size[part] + 16 - take8(in);
-    case 2:
-        return gpa[part] - take8(in);
-    default:
-        return take64(in);
-    }
-}
-
-static uint32_t some_length(struct input *in) {
-    uint8_t how = take8(in);
-
-    switch (how % 4) {
-    case 0:
-        return how / 4 * 16u;
-    case 1:
-        return take16(in);
-    case 2:
-        return UINT32_MAX - take8(in);
-    default:
-        return take8(in);
-    }
-}
-
-/* A descriptor of the ring or of a table, of any sort. */
-static void harm_descriptor(struct guest *g, struct input *in) {
-    uint16_t where = take16(in);
-    uint64_t addr = some_address(g, in);
-    uint32_t len = some_length(in);
-    uint16_t flags = take8(in), next = take16(in);
-    struct vring_desc d = {addr, len, flags & 7u, next};
-    struct vring_packed_desc p = {addr, len, next, flags & 7u};
-    bool table = flags & 8;
-    uint8_t *at = g->at[table ? PART_TABLES : PART_DESC];
-    uint32_t n = g->size[table ? PART_TABLES : PART_DESC] / (uint32_t)sizeof(d);
-
-    if (flags & 16)
-        p.flags |= AVAIL_BIT;
-    if (flags & 32)
-        p.flags |= USED_BIT;
-    if (!(flags & 64))
-        where = g->vq.packed ? g->vq.last_avail : number(g, g->next);
-    memcpy(at + where % n * sizeof(d), g->vq.packed ? (void *)&p : (void *)&d, sizeof(d));
-}
-
-/* A table of many descriptors of one sort. */
-static void harm_table(struct guest *g, struct input *in) {
-    uint16_t n = take16(in) % 2048u, flags = take8(in);
-    uint64_t addr = some_address(g, in);
-    uint32_t len = some_length(in);
-
-    for (uint32_t i = 0; i < n && (i + 1) * sizeof(struct vring_desc) <= g->size[PART_TABLES];
-         i++) {
-        struct vring_desc d = {addr, len, flags & 7u, (uint16_t)(i + 1)};
-        struct vring_packed_desc p = {addr, len, 0, flags & 7u};
-
-        memcpy(g->at[PART_TABLES] + i * sizeof(d), g->vq.packed ? (void *)&p : (void *)&d,
-               sizeof(d));
-    }
-}
-
-void guest_harm(struct guest *g, struct input *in) {
-    uint8_t how = take8(in);
-    enum part part;
-    uint32_t at;
-
-    g->honest = false;
-    switch (how % 5) {
-    case 0:
-        harm_descriptor(g, in);
-        g->dirty = true;
-        break;
-    case 1:
-        harm_table(g, in);
-        g->dirty = true;
-        break;
-    case 2: /* makes something available */
-        if (g->vq.packed)
-            break;
-        g->vq.avail->ring[g->vq.avail->idx & (g->vq.size - 1u)] =
-            how & 32 ? take16(in) : number(g, g->next);
-        g->vq.avail->idx++;
-        break;
-    case 3: /* jumps */
-        if (g->vq.packed)
-            g->vq.driver_event->off_wrap = take16(in);
-        else
-            g->vq.avail->idx = (uint16_t)(g->vq.avail->idx + take16(in));
-        break;
-    default:
-        g->dirty = true;
-        part = take8(in) % PARTS;
-        at = take16(in) % g->size[part];
-        for (unsigned int n = 1 + how / 5 % 32; n > 0 && at < g->size[part]; n--)
-            g->at[part][at++] = take8(in);
-        break;
-    }
 }
 
 bool guest_owns(const struct guest *g, const uint8_t *p, uint32_t len) {

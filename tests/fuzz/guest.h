@@ -15,8 +15,13 @@
 #define CHAIN_SEGS_MAX 1024u
 #define POOL_SEGS 4096u
 
+#define AVAIL_BIT (1u << VRING_PACKED_DESC_F_AVAIL)
+#define USED_BIT (1u << VRING_PACKED_DESC_F_USED)
+
 /* Each part is a region of its own, and ends where memory ends. */
 enum part { PART_DESC, PART_AVAIL, PART_USED, PART_TABLES, PART_DATA, PART_TOP, PARTS };
+
+extern const uint64_t guest_gpa[PARTS]; /* where each begins, for the device */
 
 struct chain {
     uint16_t id;    /* what the used entry has to say */
@@ -51,6 +56,8 @@ struct guest {
 void guest_init(struct guest *g, bool writable);
 /* A fresh device: features, ring size and position from the input. */
 void guest_reset(struct guest *g, struct input *in);
+/* Split: the ring descriptor that the driver uses i-th. */
+uint16_t guest_number(const struct guest *g, uint16_t i);
 /* The driver adds a chain and makes it available, when there is room for one. */
 void guest_post(struct guest *g, struct input *in);
 /* The chain that the device has to take i-th. */
@@ -68,7 +75,7 @@ void guest_read(const struct guest *g, const struct chain *c, uint32_t skip, uin
 void guest_ask(struct guest *g, struct input *in);
 /* Whether a device whose used position moved from (slot, wrap) to where it is now has to notify. */
 bool guest_wants_call(const struct guest *g, uint16_t slot, bool wrap);
-/* Breaks the rules: writes what no driver would. */
+/* Breaks the rules: writes what no driver would (guest_harm.c). */
 void guest_harm(struct guest *g, struct input *in);
 /* Whether all of these bytes are the guest's own. */
 bool guest_owns(const struct guest *g, const uint8_t *p, uint32_t len);

@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 from tests.frontend.frontend import Stats
 from tests.frontend.queues import chunks
 from tests.memport.rings import MASK32, Borrower, Buffer, Lender, Poster, Ring, ring_bytes
 from tests.memport.table import CLOSING, OPENING, TABLE_LEN, In, Table
+from tests.polling import until
 from vswitch.slowpath.types import MemConf, MemFile
 
 DEFAULT_TIMEOUT = 30.0  # a loaded machine may stand still for 10 s
@@ -178,10 +180,8 @@ class Container:
         deadline = time.monotonic() + timeout
         for part in chunks(frames, burst or 32):
             entries = sum(self._pieces(frame) for frame in part)
-            while not self._room(queue, entries):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no room for {entries} descriptors of queue {queue}")
-                time.sleep(PAUSE)
+            if not until(partial(self._room, queue, entries), deadline - time.monotonic(), PAUSE):
+                raise TimeoutError(f"no room for {entries} descriptors of queue {queue}")
             self._burst(queue, part)
 
     def idle_burst(self) -> None:
@@ -222,11 +222,8 @@ class Container:
 
     def wait_received(self, n: int, timeout: float = DEFAULT_TIMEOUT) -> list[bytes]:
         """Waits for at least n frames; returns all that have come. Raises TimeoutError, which says how many came."""
-        deadline = time.monotonic() + timeout
-        while (have := self.poll()) < n:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"timed out waiting for frame {have + 1} of {n}")
-            time.sleep(PAUSE)
+        if not until(lambda: self.poll() >= n, timeout, PAUSE):
+            raise TimeoutError(f"timed out waiting for frame {self.poll() + 1} of {n}")
         return self.receive()
 
     def reclaim(self) -> None:

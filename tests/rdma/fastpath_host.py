@@ -11,13 +11,13 @@ import json
 import os
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.frontend import Feature, FrontEnd
+from tests.polling import until
 from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.types import (
     EXACT,
@@ -212,10 +212,7 @@ class FastPathHost:
         return self.fp
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"timed out waiting for {what}"
-            time.sleep(0.001)
+        assert until(condition, SECONDS), f"timed out waiting for {what}"
 
 
 def main() -> None:

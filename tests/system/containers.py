@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 from testpmd import Testpmd
 
+from tests.polling import until
 from tests.system.ffswitchd import Ffswitchd
 
 SECONDS = 30.0
@@ -27,10 +28,7 @@ PEER_LOST = (
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Looks again and again at a condition in other processes, until the deadline."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:.0f} s: {what}"
-        time.sleep(0.002)
+    assert until(condition, SECONDS), f"not within {SECONDS:.0f} s: {what}"
 
 
 def add_ports(daemon: Ffswitchd, **config: object) -> None:

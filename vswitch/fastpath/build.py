@@ -17,7 +17,7 @@ from cffi import FFI
 
 DPDK_OLDEST = "22.11.11"
 C_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-DNDEBUG")
-CONTRACT = ("ff_packet.h", "ff_shm.h", "ff_rdma.h", "ff.h")  # what another uses comes first
+CONTRACT = ("ff_packet.h", "ff_shm.h", "ff_memory.h", "ff_rdma.h", "ff.h")  # what another uses comes first
 HERE = Path(__file__).parent if "__file__" in globals() else Path("vswitch/fastpath")
 
 

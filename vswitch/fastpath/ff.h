@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ff.h: the whole contract between the C fast path and the Python slow path,
- * with ff_packet.h, the part of it that is about one packet, ff_shm.h, what
- * memory ports share, and ff_rdma.h, what goes over RDMA.
+ * with ff_packet.h, the part of it that is about one packet, ff_memory.h, the
+ * part about memory ports, ff_shm.h, what these share with containers, and
+ * ff_rdma.h, what goes over RDMA.
  *
  * Both sides read these files: the C compiler as headers, cffi as its cdef. So
  * they hold only declarations, enums and integer #defines, and no DPDK type.
@@ -24,6 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ff_memory.h"
 #include "ff_packet.h"
 #include "ff_rdma.h"
 #include "ff_shm.h"
@@ -398,72 +400,6 @@ struct ff_remote_conf {
 };
 /* Sets remote 1 .. FF_MAX_REMOTES - 1; conf NULL: deletes it. -EINVAL, -ENOMEM. */
 int ff_remote_set(uint16_t remote, const struct ff_remote_conf *conf);
-
-/* ---- memory ports: ff_shm.h --------------------------------------------- */
-
-/* A piece of a file that a container sent: its packet memory. */
-struct ff_mem_file {
-    int fd; /* of a memfd, or on tmpfs or hugetlbfs */
-    uint64_t offset, size;
-};
-
-/* What a container and the switch share from FF_MSG_RINGS on. File descriptors stay the caller's.
- */
-struct ff_mem_conf {
-    const struct ff_mem_file *regions;
-    uint16_t n_regions;            /* 1 .. FF_SHM_REGIONS */
-    uint16_t first_region;         /* number of the first; the others follow */
-    uint16_t rx_queues, tx_queues; /* the container's: post rings and lend rings */
-    uint32_t ring_size;
-    /*
-     * Zeroed, and of a size that nobody can change. Queue pair q: a lend ring at
-     * 2 * q * (FF_RING_HEAD + ring_size * FF_RING_ENTRY), the post ring behind it. Their heads are
-     * filled in here.
-     */
-    int rings_fd;
-    int table_fd; /* struct ff_shm_table, zeroed: mapped for writing here, to be sealed afterwards
-                   */
-    const int *kick_fds; /* an eventfd for each of the container's transmit queues */
-};
-
-/*
- * Maps all of it and polls: the port is READY. -EBUSY when it is attached already, -ENOENT,
- * -ENOMEM, -EINVAL for what does not fit. Waits for the workers (µs).
- */
-int ff_mem_attach(uint16_t port_id, const struct ff_mem_conf *conf, char *err);
-
-/*
- * The container is gone or has stopped: waits for the workers, unmaps; the port is WAITING. What
- * shortcuts it still has are closed; those with a container at the other end are to be freed.
- * -ENOENT.
- */
-int ff_mem_detach(uint16_t port_id, char *err);
-
-/* A shortcut of one direction. `out` and `in` are its numbers at the sender and at the receiver. */
-struct ff_shortcut {
-    uint16_t from, to; /* port ids */
-    uint16_t out, in;  /* 0 .. FF_SHM_SHORTCUTS - 1 */
-    uint32_t epoch;    /* never 0; grows with each shortcut of the switch */
-    uint8_t mac[6];
-    uint32_t max_len;
-    uint16_t queues; /* rings: the sender's transmit queues */
-};
-
-/*
- * Step 2 of a change to a shortcut: in[] of the receiver becomes OPENING, then out[] of the sender
- * is published; a worker does step 4 when it comes to the sender's marker. -ENOTCONN when one of
- * them is not attached, -EBUSY when a number is in use, -EINVAL.
- */
-int ff_shortcut_open(const struct ff_shortcut *s);
-
-/* Step 1 of the way back: in[] becomes CLOSING, then out[] is taken away. */
-int ff_shortcut_close(const struct ff_shortcut *s);
-
-/*
- * Both sides have answered DROP with DONE, or are gone: in[] becomes FREE, the numbers may be used
- * again. Waits for the workers (µs). -EBUSY when it was not closed.
- */
-int ff_shortcut_free(const struct ff_shortcut *s);
 
 /* ---- taps: capture and live trace --------------------------------------- */
 

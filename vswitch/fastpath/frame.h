@@ -17,6 +17,7 @@
 
 #include <rte_byteorder.h>
 #include <rte_mbuf.h>
+#include <rte_mbuf_ptype.h>
 
 #include "ff.h"
 #include "offload.h"
@@ -83,6 +84,26 @@ static inline void ff_frame_from_mbuf(struct ff_frame *f, struct rte_mbuf *m) {
     f->n_segs = FF_FRAME_MBUF;
     f->steer = 0;
     f->offload = (struct ff_offload){0};
+}
+
+/*
+ * What the device that received it says of a frame: FF_OFF_VALID, its TCP or UDP checksum is
+ * right, or nothing. Of a packet in a tunnel that the device knows it speaks of the inner one
+ * (RTE_MBUF_F_RX_OUTER_L4_CKSUM_GOOD is about the outer), and some drivers do not name the
+ * tunnel. `inner`: asks about what is in a VXLAN packet.
+ */
+static inline uint8_t ff_frame_verdict(const struct rte_mbuf *m, bool inner) {
+    uint32_t plain = RTE_PTYPE_L2_MASK | RTE_PTYPE_L3_MASK | RTE_PTYPE_L4_MASK;
+    uint32_t tunnel = m->packet_type & RTE_PTYPE_TUNNEL_MASK;
+    uint32_t l4 = m->packet_type & RTE_PTYPE_INNER_L4_MASK;
+
+    if ((m->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK) != RTE_MBUF_F_RX_L4_CKSUM_GOOD)
+        return 0;
+    if (!inner)
+        return m->packet_type & ~plain ? 0 : FF_OFF_VALID;
+    if (tunnel != 0 && tunnel != RTE_PTYPE_TUNNEL_VXLAN)
+        return 0;
+    return l4 == RTE_PTYPE_INNER_L4_TCP || l4 == RTE_PTYPE_INNER_L4_UDP ? FF_OFF_VALID : 0;
 }
 
 static inline void ff_frame_free(struct ff_frame *f) {

@@ -160,7 +160,12 @@ unsigned int ff_offload_check(struct ff_frame *f, const struct ff_key *key, uint
     uint32_t l3_len = l4 - FF_ETH_HLEN - tags * FF_VLAN_HLEN;
     uint8_t proto = o->what & FF_OFF_TCP ? IPPROTO_TCP : IPPROTO_UDP;
 
-    if (o->what != FF_OFF_VALID) {
+    if (o->what == FF_OFF_VALID) {
+        /* a device may say it of whatever it finds no fault in, and a receiver skips other
+         * checksums then */
+        if ((key->ip_proto != IPPROTO_TCP && key->ip_proto != IPPROTO_UDP) || key->ip_frag != 0)
+            o->what = 0;
+    } else {
         /*
          * Nothing but the checksum that belongs there may be written: this frame's
          * addresses and ports have been decided on.

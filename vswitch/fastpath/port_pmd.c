@@ -23,6 +23,8 @@
  */
 #define XDP_DRIVER "net_af_xdp"
 #define TAP_DRIVER "net_tap"
+#define VHOST_DRIVER "net_vhost"
+#define VIRTIO_DRIVERS "net_virtio" /* _pci, _user */
 #define XDP_BUFFERS 8191u
 #define XDP_SOCKETS 256u /* in the process */
 #define XDP_TRIES 40u
@@ -70,6 +72,8 @@ static unsigned int pmd_rx(struct ff_worker *w, struct ff_port *port, unsigned i
             lend(d, queue, &frames[i], mbufs[i]);
         else
             ff_frame_from_mbuf(&frames[i], mbufs[i]);
+    for (unsigned int i = 0; i < got; i++)
+        frames[i].offload.what = ff_frame_verdict(mbufs[i], false);
     return got;
 }
 
@@ -227,6 +231,19 @@ static int pool_make(struct pmd_dev *d, const char *driver) {
     return d->pool == NULL ? -ENOMEM : 0;
 }
 
+/* What the device is to do with what it receives. */
+static uint64_t rx_offloads(const struct rte_eth_dev_info *info) {
+    /* frames of any length are chains of buffers, where the driver can */
+    uint64_t wanted = RTE_ETH_RX_OFFLOAD_SCATTER;
+
+    /* asked to look at checksums, these hand on frames that have none yet, which need not be looked
+     * at */
+    if (strncmp(info->driver_name, VIRTIO_DRIVERS, strlen(VIRTIO_DRIVERS)) != 0 &&
+        strcmp(info->driver_name, VHOST_DRIVER) != 0)
+        wanted |= RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_UDP_CKSUM;
+    return info->rx_offload_capa & wanted;
+}
+
 /* What is left to the device, of what frames may ask for: its ethdev flags, and port->offloads. */
 static uint64_t tx_offloads(struct ff_port *port, const struct rte_eth_dev_info *info) {
     const uint64_t csum = RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
@@ -260,8 +277,7 @@ static int queues_setup(struct ff_port *port, struct pmd_dev *d, bool interrupts
     port->rx_queues = RTE_MIN(port->rx_queues, info.max_rx_queues);
     port->tx_queues = (uint16_t)RTE_MIN(RTE_MIN(ff.n_workers, (unsigned int)info.max_tx_queues),
                                         (unsigned int)FF_MAX_QUEUES);
-    /* frames of any length are chains of buffers, where the driver can */
-    conf.rxmode.offloads = info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
+    conf.rxmode.offloads = rx_offloads(&info);
     conf.txmode.offloads =
         (info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) | tx_offloads(port, &info);
     d->chains = conf.txmode.offloads & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;

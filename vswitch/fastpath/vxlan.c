@@ -165,6 +165,7 @@ static void strip(struct ff_frame *f, const struct packed *p) {
         if (unlikely(padding > 0))
             (void)rte_pktmbuf_trim(f->buf, (uint16_t)padding);
         ff_frame_from_mbuf(f, f->buf);
+        f->offload.what = ff_frame_verdict(f->buf, true);
         return;
     }
     f->head += p->header_len;

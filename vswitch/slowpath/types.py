@@ -261,7 +261,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class MemFile:
-    """`struct ff_mem_file` of ff.h: a piece of a file with a container's packet memory."""
+    """`struct ff_mem_file` of ff_memory.h: a piece of a file with a container's packet memory."""
 
     fd: int
     offset: int
@@ -270,7 +270,7 @@ class MemFile:
 
 @dataclass(frozen=True, slots=True)
 class MemConf:
-    """`struct ff_mem_conf` of ff.h: what a container and the switch share. File descriptors stay the caller's."""
+    """`struct ff_mem_conf` of ff_memory.h: what a container and the switch share. Descriptors stay the caller's."""
 
     regions: tuple[MemFile, ...]
     first_region: int  # number of the first; the others follow
@@ -284,7 +284,7 @@ class MemConf:
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """`struct ff_shortcut` of ff.h: a shortcut of one direction, between two ports."""
+    """`struct ff_shortcut` of ff_memory.h: a shortcut of one direction, between two ports."""
 
     sender: int  # port ids
     receiver: int

@@ -9,6 +9,7 @@ import time
 from tests.bench import machine
 from tests.bench.cases.many_ports import add_idle, connect_idle
 from tests.bench.peers.ffswitch import FfSwitch
+from tests.bench.process import pass_time
 from tests.bench.rounds import Group, Outcome, Run, say
 from tests.bench.stats import NS, Ratio, Spread
 
@@ -25,10 +26,10 @@ def measure(run: Run) -> Outcome:
         sockets = [here.directory / f"idle{i}.sock" for i in range(PORTS)]
         add_idle(switch, sockets)
         connect_idle(stack, switch, sockets)
-        time.sleep(SETTLE_SECONDS)
+        pass_time(SETTLE_SECONDS)
         for number in range(1, run.rounds + 1):
             used, start = machine.cpu_ns(switch.pids[0]), time.monotonic()
-            time.sleep(SECONDS)
+            pass_time(SECONDS)
             percent = 100 * (machine.cpu_ns(switch.pids[0]) - used) / NS / (time.monotonic() - start)
             found.append(percent)
             say(run, number, f"{PORTS} idle ports: {percent:.2f} % of a core")

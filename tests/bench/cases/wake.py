@@ -15,6 +15,7 @@ from tests.bench.errors import BenchError
 from tests.bench.generator import LatencyProbe, Programs
 from tests.bench.measure import WARM_UP_SECONDS, Case, Rig
 from tests.bench.peers.ffswitch import FfSwitch
+from tests.bench.process import pass_time
 from tests.bench.rounds import Group, Outcome, Run, say, start
 from tests.bench.stats import Ratio, Spread, others_between, percentile, time_to_rate
 
@@ -109,13 +110,13 @@ def _ramp(rig: Rig) -> float:
     """Milliseconds from the first packet after a pause to FULL_RATE, the median of RAMPS."""
     found = []
     rig.start(SMALL)
-    time.sleep(WARM_UP_SECONDS)
+    pass_time(WARM_UP_SECONDS)
     with machine.pinned_self(rig.environment.cpus.generator[0]), machine.undisturbed(rig.poll_threads):
         for _ in range(RAMPS):
             rig.generator.stop()
-            time.sleep(IDLE_SECONDS)
+            pass_time(IDLE_SECONDS)
             rig.generator.run(SMALL.size, SMALL.stations)
-            time.sleep(RAMP_SECONDS)
+            pass_time(RAMP_SECONDS)
             bin_seconds, received = rig.generator.ramp()
             try:
                 found.append(time_to_rate(received, bin_seconds, FULL_RATE, WINDOW))

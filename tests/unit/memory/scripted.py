@@ -53,7 +53,7 @@ class Bench:
     async def until(self, state: str, name: str) -> None:
         async with asyncio.timeout(DEADLINE):
             while self.entry(name).state.label != state:
-                await asyncio.sleep(0)
+                await tick()
                 self.switch.on_events()
 
     def close(self) -> None:
@@ -64,6 +64,20 @@ def held() -> tuple[int, int]:
     """How many file descriptors this process has, and mappings of shared memory."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return len(list(Path("/proc/self/fd").iterdir())), sum(any(name in line for name in MAPPED) for line in maps)
+
+
+async def tick() -> None:
+    """Whatever is ready runs, once."""
+    await asyncio.sleep(0)
+
+
+async def readable(sock: socket.socket) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 class Scripted:
@@ -86,7 +100,7 @@ class Scripted:
                 try:
                     data, ancillary, _, _ = self.sock.recvmsg(wire.SIZE + 1, 4096)
                 except BlockingIOError:
-                    await asyncio.sleep(0)
+                    await readable(self.sock)
                     continue
                 except ConnectionError:
                     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.unit.memory.scripted import DEADLINE, PAGE, Bench, Scripted, held
+from tests.unit.memory.scripted import DEADLINE, PAGE, Bench, Scripted, held, tick
 from vswitch.slowpath.memory import files, wire
 from vswitch.slowpath.memory.wire import MsgType
 from vswitch.slowpath.types import PortState
@@ -31,7 +31,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 async def settle() -> None:
     for _ in range(20):
-        await asyncio.sleep(0)
+        await tick()
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def test_too_many_regions(bench: Bench, connect: Connect) -> None:
     await a.hello()
     for number in range(wire.REGIONS_MAX):
         a.region(number)
-        await asyncio.sleep(0)
+        await tick()
     a.region(wire.REGIONS_MAX)
     assert "--single-file-segments" in await a.hung_up()
     a.close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vswitch.slowpath.memory.numbers import Numbers
+from vswitch.slowpath.memory.reach import brings, held_by_living, led_to, reaches
 from vswitch.slowpath.memory.words import (
     Ask,
     Close,
@@ -200,7 +201,7 @@ class ShortcutCore:
         """A container cannot use another one's memory any more."""
         a, b = self._peers.get(owner), self._peers.get(sid)
         for cut in self._live():
-            if cut.receiver.sid == sid and self._brings(cut, owner):
+            if cut.receiver.sid == sid and brings(cut, owner):
                 self._end(cut, f"{cut.receiver.name} says: {text}", now)
         if a is not None and b is not None:
             self._back_off(a, b, text, now)
@@ -282,9 +283,7 @@ class ShortcutCore:
             owner = self._peers.get(asked.mapping.owner)
             if owner is not None:
                 self._back_off(owner, self._peers[asked.sid], why, now)
-            for cut in [
-                c for c in self._live() if c.receiver.sid == asked.sid and self._brings(c, asked.mapping.owner)
-            ]:
+            for cut in [c for c in self._live() if c.receiver.sid == asked.sid and brings(c, asked.mapping.owner)]:
                 self._end(cut, why, now)
         elif asked.cut is not None and asked.what is What.SHORTCUT:
             asked.cut.told.discard(asked.sid)
@@ -366,7 +365,7 @@ class ShortcutCore:
                 cut.stage = Stage.HELD
             case Stage.EMPTYING if not cut.waits:
                 cut.stage = Stage.FREE
-            case Stage.HELD if not self._held_by_living(cut):
+            case Stage.HELD if not held_by_living(self._cuts.values(), cut, self._peers):
                 cut.stage = Stage.RECLAIMING
                 if cut.opened and cut.sender.sid in self._peers:
                     self._ask(cut.sender.sid, What.RECLAIM, now, cut=cut)
@@ -404,7 +403,7 @@ class ShortcutCore:
         for mapping in list(self._mappings.values()):
             if mapping.waits or mapping.going:
                 continue
-            if not mapping.failed and self._reaches(mapping.owner, mapping.holder):
+            if not mapping.failed and reaches(self._cuts.values(), mapping.owner, mapping.holder):
                 continue
             mapping.going = True
             done = True
@@ -434,7 +433,7 @@ class ShortcutCore:
             return False
         # A buffer that came back to one who holds it already could never be reclaimed when somebody on the way dies:
         # where a loop closes, frames are copied.
-        if owner is holder or cut.sender.sid in self._led_to(owner.sid, holder.sid, self._brings):
+        if owner is holder or cut.sender.sid in led_to(self._cuts.values(), owner.sid, holder.sid):
             return False
         mapping = self._mappings.get((holder.sid, owner.sid))
         if mapping is None:
@@ -457,46 +456,6 @@ class ShortcutCore:
     def _mapped_by(self, sid: int) -> list[Peer]:
         owners = [owner for holder, owner in self._mappings if holder == sid]
         return [self._peers[owner] for owner in owners if owner in self._peers]
-
-    @staticmethod
-    def _brings(cut: Cut, owner: int) -> bool:
-        """Whether frames of `owner` may come through it."""
-        return cut.sender.sid == owner or owner in cut.granted
-
-    def _reaches(self, owner: int, holder: int) -> bool:
-        """Whether frames of `owner` may be at `holder`: each came by shortcuts that are not free yet.
-
-        A mapping that a grant is to follow counts as one.
-        """
-        return holder in self._led_to(owner, owner, self._may_bring)
-
-    def _led_to(self, owner: int, start: int, brings: Callable[[Cut, int], bool]) -> set[int]:
-        """Where frames of `owner` may get to from `start`."""
-        seen, todo = {start}, [start]
-        while todo:
-            here = todo.pop()
-            for cut in self._cuts.values():
-                if cut.sender.sid == here and cut.receiver.sid not in seen and brings(cut, owner):
-                    seen.add(cut.receiver.sid)
-                    todo.append(cut.receiver.sid)
-        return seen
-
-    def _may_bring(self, cut: Cut, owner: int) -> bool:
-        return self._brings(cut, owner) or cut.stage is Stage.OPEN
-
-    def _held_by_living(self, cut: Cut) -> bool:
-        """Whether somebody alive may hold what came through a shortcut to a dead container, and was passed on by it."""
-        todo = [(cut.receiver.sid, {cut.sender.sid, *cut.granted})]
-        while todo:
-            here, owners = todo.pop()
-            for onward in self._cuts.values():
-                passed = owners & onward.granted
-                if onward.sender.sid != here or not passed or not onward.opened:
-                    continue
-                if onward.receiver.sid in self._peers:
-                    return True
-                todo.append((onward.receiver.sid, passed))  # no loop: grants of one owner make none
-        return False
 
     # ---- questions and answers --------------------------------------------------------------------
 
