@@ -6,7 +6,8 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
-DRIVER_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
+OUR_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
+DRIVER_TESTS := $(OUR_TESTS) build/endpoint/l2fwd
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
@@ -126,19 +127,23 @@ build/endpoint/librte_net_ff.so: $(DRIVER_OBJECTS)
 	gcc -shared -Wl,-z,defs -o $@ $^ $(DRIVER_LIBS:%=-lrte_%)
 
 build/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h \
-    build/endpoint/headers.stamp
+    build/endpoint/source.stamp
 	gcc $(DRIVER_CFLAGS) -c -o $@ $<
 
-build/endpoint/headers.stamp: build/deps.stamp scripts/dpdk-headers
-	scripts/dpdk-headers build/endpoint/include
+build/endpoint/source.stamp: build/deps.stamp scripts/dpdk-source
+	scripts/dpdk-source build/endpoint/include
 	@touch $@
 
 # the programs of its tests
 
-$(DRIVER_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
+$(OUR_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
 	@mkdir -p $(@D)
 	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS) -o $@ $< \
 	    $$(pkg-config --libs libdpdk)
+
+# DPDK's own example, as it is
+build/endpoint/l2fwd: build/endpoint/source.stamp
+	gcc -O2 -w -DALLOW_EXPERIMENTAL_API $(DPDK_CFLAGS) -o $@ build/endpoint/include/l2fwd.c $$(pkg-config --libs libdpdk)
 
 # ---- the fuzzers: clang's libFuzzer, the same sources with the sanitizers ----
 
