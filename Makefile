@@ -78,6 +78,7 @@ bench-controller: build
 	$(PYTHON) -m tests.bench.controller
 
 bench-shortcut: build
+	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.shortcut
 
 bench-vxlan: build
