@@ -8,6 +8,7 @@ C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
 OUR_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
 DRIVER_TESTS := $(OUR_TESTS) build/endpoint/l2fwd
+SANITIZED := build/asan/endpoint/librte_net_ff.so build/asan/endpoint/app
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
@@ -40,11 +41,14 @@ test-rdma: build build/rdma.stamp
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
-asan: build $(DRIVER_TESTS)
+# Then the driver, in applications that have the sanitizers themselves.
+asan: build $(DRIVER_TESTS) $(SANITIZED)
 	FFSWITCH_SANITIZE=1 $(PYTHON) setup.py -q build --build-base build/asan/base --build-lib build/asan/lib
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONPATH=build/asan/lib FFSWITCH_SANITIZE=1 \
 	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) -P -m pytest -p vswitch tests/fastpath
+	FFSWITCH_ENDPOINT=build/asan/endpoint ASAN_OPTIONS=handle_sigbus=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(PYTHON) -m pytest tests/endpoint
 
 # FUZZ_RUNS rounds of each fuzzer; what they find is left in build/fuzz. Then front-ends at random, for longer.
 fuzz: build $(FUZZERS)
@@ -137,10 +141,23 @@ build/endpoint/source.stamp: build/deps.stamp scripts/dpdk-source
 
 # the programs of its tests
 
+TEST_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS)
+
 $(OUR_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
 	@mkdir -p $(@D)
-	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS) -o $@ $< \
-	    $$(pkg-config --libs libdpdk)
+	gcc $(TEST_CFLAGS) -o $@ $< $$(pkg-config --libs libdpdk)
+
+# the driver and an application with the sanitizers
+
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+build/asan/endpoint/librte_net_ff.so: $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h build/endpoint/source.stamp
+	@mkdir -p $(@D)
+	gcc $(DRIVER_CFLAGS) $(SANITIZERS) -shared -o $@ $(filter %.c,$(DRIVER)) $(DRIVER_LIBS:%=-lrte_%)
+
+build/asan/endpoint/app: tests/endpoint/app.c vswitch/fastpath/ff_shm.h build/deps.stamp
+	@mkdir -p $(@D)
+	gcc $(TEST_CFLAGS) $(SANITIZERS) -o $@ $< $$(pkg-config --libs libdpdk)
 
 # DPDK's own example, as it is
 build/endpoint/l2fwd: build/endpoint/source.stamp

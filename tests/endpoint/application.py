@@ -10,8 +10,9 @@ from pathlib import Path
 
 SECONDS = 70.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-PLUGIN = REPOSITORY / "build/endpoint/librte_net_ff.so"
-PROGRAM = REPOSITORY / "build/endpoint/app"
+BUILT = REPOSITORY / os.environ.get("FFSWITCH_ENDPOINT", "build/endpoint")  # `make asan` has another
+PLUGIN = BUILT / "librte_net_ff.so"
+PROGRAM = BUILT / "app"
 NO_HUGE = ("--no-huge", "--no-shconf")  # EAL's arguments for memory
 
 
