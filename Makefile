@@ -16,7 +16,7 @@ SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 TWO_WORKERS := flows idle memory_ports peers pmd ports shortcuts upcalls workers
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport
+FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport build/fuzz/net_ff
 FUZZ_RUNS ?= 10000000
 
 .PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
@@ -167,14 +167,19 @@ build/endpoint/l2fwd: build/endpoint/source.stamp
 
 FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
     -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath $(DPDK_CFLAGS)
+FUZZ_DRIVER_CFLAGS := -DALLOW_INTERNAL_API -Ivswitch/endpoint -isystembuild/endpoint/include
 FUZZ_VRING := fuzz_vring guest call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
 FUZZ_MEMPORT := fuzz_memport port_ff shortcut frame
+FUZZ_DRIVER := memory order rx shortcut sigbus tx
 
 build/fuzz/vring: $(FUZZ_VRING:%=build/fuzz/%.o)
 	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
 
 build/fuzz/memport: $(FUZZ_MEMPORT:%=build/fuzz/%.o)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
+
+build/fuzz/net_ff: build/fuzz/fuzz_net_ff.o $(FUZZ_DRIVER:%=build/fuzz/endpoint/%.o)
 	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
 
 build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)
@@ -183,6 +188,13 @@ build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)
 build/fuzz/%.o: vswitch/fastpath/%.c $(C_FILES) build/deps.stamp
 	@mkdir -p $(@D)
 	clang $(FUZZ_CFLAGS) -c -o $@ $<
+
+build/fuzz/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) $(C_FILES) build/endpoint/source.stamp
+	@mkdir -p $(@D)
+	clang $(FUZZ_CFLAGS) $(FUZZ_DRIVER_CFLAGS) -c -o $@ $<
+
+build/fuzz/fuzz_net_ff.o: FUZZ_CFLAGS += $(FUZZ_DRIVER_CFLAGS)
+build/fuzz/fuzz_net_ff.o: $(DRIVER) build/endpoint/source.stamp
 
 # the fuzzer learns from the comparisons of what is tested, not from the test's own
 build/fuzz/%.o: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h) build/deps.stamp
