@@ -57,7 +57,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
     (void)argc;
     (void)argv;
-    dev.copies = packet_pool(MBUFS, 1024);
+    dev.copies = packet_pool(MBUFS, RTE_MBUF_DEFAULT_DATAROOM); /* tx.c counts on it */
     dev.region = calloc(FF_NUMBERS, sizeof(*dev.region));
     CHECK(ff_memory_own(&dev, why, sizeof(why)) == 0 && dev.n_own < FIRST);
     for (uint16_t i = 0; i < dev.n_own; i++) {
