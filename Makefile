@@ -6,7 +6,9 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
-DRIVER_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
+OUR_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
+DRIVER_TESTS := $(OUR_TESTS) build/endpoint/l2fwd
+SANITIZED := build/asan/endpoint/librte_net_ff.so build/asan/endpoint/app
 C_TESTS := $(wildcard tests/bench/*.c tests/bench/traffic/*.[ch] tests/endpoint/*.c tests/fastpath/*.c tests/fuzz/*.[ch])
 PROTOS  := $(wildcard controller/proto/*.proto)
 SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
@@ -14,7 +16,7 @@ SCRIPTS := $(wildcard scripts/*.py) scripts/demo scripts/run-container
 TWO_WORKERS := flows idle memory_ports peers pmd ports shortcuts upcalls workers
 PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 
-FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport
+FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport build/fuzz/net_ff
 FUZZ_RUNS ?= 10000000
 
 .PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
@@ -39,11 +41,14 @@ test-rdma: build build/rdma.stamp
 
 # Python itself does not know the sanitizers, so their run-time library is preloaded. `-P -p vswitch` imports the
 # instrumented copy before anything can put the working tree in front of it. Python's own leaks are of no interest.
-asan: build $(DRIVER_TESTS)
+# Then the driver, in applications that have the sanitizers themselves.
+asan: build $(DRIVER_TESTS) $(SANITIZED)
 	FFSWITCH_SANITIZE=1 $(PYTHON) setup.py -q build --build-base build/asan/base --build-lib build/asan/lib
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) PYTHONPATH=build/asan/lib FFSWITCH_SANITIZE=1 \
 	ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(PYTHON) -P -m pytest -p vswitch tests/fastpath
+	FFSWITCH_ENDPOINT=build/asan/endpoint ASAN_OPTIONS=handle_sigbus=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(PYTHON) -m pytest tests/endpoint
 
 # FUZZ_RUNS rounds of each fuzzer; what they find is left in build/fuzz. Then front-ends at random, for longer.
 fuzz: build $(FUZZERS)
@@ -77,6 +82,7 @@ bench-controller: build
 	$(PYTHON) -m tests.bench.controller
 
 bench-shortcut: build
+	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.shortcut
 
 bench-vxlan: build
@@ -126,32 +132,54 @@ build/endpoint/librte_net_ff.so: $(DRIVER_OBJECTS)
 	gcc -shared -Wl,-z,defs -o $@ $^ $(DRIVER_LIBS:%=-lrte_%)
 
 build/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h \
-    build/endpoint/headers.stamp
+    build/endpoint/source.stamp
 	gcc $(DRIVER_CFLAGS) -c -o $@ $<
 
-build/endpoint/headers.stamp: build/deps.stamp scripts/dpdk-headers
-	scripts/dpdk-headers build/endpoint/include
+build/endpoint/source.stamp: build/deps.stamp scripts/dpdk-source
+	scripts/dpdk-source build/endpoint/include
 	@touch $@
 
 # the programs of its tests
 
-$(DRIVER_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
+TEST_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS)
+
+$(OUR_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h build/deps.stamp
 	@mkdir -p $(@D)
-	gcc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -march=native -O2 -g -Ivswitch/fastpath $(DPDK_CFLAGS) -o $@ $< \
-	    $$(pkg-config --libs libdpdk)
+	gcc $(TEST_CFLAGS) -o $@ $< $$(pkg-config --libs libdpdk)
+
+# the driver and an application with the sanitizers
+
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+build/asan/endpoint/librte_net_ff.so: $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h build/endpoint/source.stamp
+	@mkdir -p $(@D)
+	gcc $(DRIVER_CFLAGS) $(SANITIZERS) -shared -o $@ $(filter %.c,$(DRIVER)) $(DRIVER_LIBS:%=-lrte_%)
+
+build/asan/endpoint/app: tests/endpoint/app.c vswitch/fastpath/ff_shm.h build/deps.stamp
+	@mkdir -p $(@D)
+	gcc $(TEST_CFLAGS) $(SANITIZERS) -o $@ $< $$(pkg-config --libs libdpdk)
+
+# DPDK's own example, as it is
+build/endpoint/l2fwd: build/endpoint/source.stamp
+	gcc -O2 -w -DALLOW_EXPERIMENTAL_API $(DPDK_CFLAGS) -o $@ build/endpoint/include/l2fwd.c $$(pkg-config --libs libdpdk)
 
 # ---- the fuzzers: clang's libFuzzer, the same sources with the sanitizers ----
 
 FUZZ_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -fno-strict-aliasing -march=native -mno-avx512f -DNDEBUG \
     -O2 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -Ivswitch/fastpath $(DPDK_CFLAGS)
+FUZZ_DRIVER_CFLAGS := -DALLOW_INTERNAL_API -Ivswitch/endpoint -isystembuild/endpoint/include
 FUZZ_VRING := fuzz_vring guest guest_harm call vring vring_split vring_packed frame offload
 FUZZ_PARSER := fuzz_parser parse
 FUZZ_MEMPORT := fuzz_memport port_ff shortcut frame
+FUZZ_DRIVER := memory order rx shortcut sigbus tx
 
 build/fuzz/vring: $(FUZZ_VRING:%=build/fuzz/%.o)
 	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
 
 build/fuzz/memport: $(FUZZ_MEMPORT:%=build/fuzz/%.o)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
+
+build/fuzz/net_ff: build/fuzz/fuzz_net_ff.o $(FUZZ_DRIVER:%=build/fuzz/endpoint/%.o)
 	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $$(pkg-config --libs libdpdk)
 
 build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)
@@ -160,6 +188,13 @@ build/fuzz/parser: $(FUZZ_PARSER:%=build/fuzz/%.o)
 build/fuzz/%.o: vswitch/fastpath/%.c $(C_FILES) build/deps.stamp
 	@mkdir -p $(@D)
 	clang $(FUZZ_CFLAGS) -c -o $@ $<
+
+build/fuzz/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) $(C_FILES) build/endpoint/source.stamp
+	@mkdir -p $(@D)
+	clang $(FUZZ_CFLAGS) $(FUZZ_DRIVER_CFLAGS) -c -o $@ $<
+
+build/fuzz/fuzz_net_ff.o: FUZZ_CFLAGS += $(FUZZ_DRIVER_CFLAGS)
+build/fuzz/fuzz_net_ff.o: $(DRIVER) build/endpoint/source.stamp
 
 # the fuzzer learns from the comparisons of what is tested, not from the test's own
 build/fuzz/%.o: tests/fuzz/%.c $(C_FILES) $(wildcard tests/fuzz/*.h) build/deps.stamp

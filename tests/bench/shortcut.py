@@ -3,6 +3,7 @@
 
 The applications are the same program (traffic/duplex.c) on each device. Each has a CPU of its own; behind the switch,
 which polls, both are one process on one CPU, and the switch has the other. A rate is that of both ways together.
+And a chain of four, by shortcuts and by OVS-DPDK: see chain.py.
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ from typing import Any
 
 import click
 
-from tests.bench import generator, machine, program, report
+from tests.bench import chain, generator, machine, program, report
+from tests.bench.ends import Ends, Rate
 from tests.bench.environment import Environment
 from tests.bench.errors import BenchError
 from tests.bench.peers.ffswitch import FfSwitch
-from tests.bench.process import Process, pass_time, wait_for
+from tests.bench.process import pass_time, wait_for
 from tests.bench.report import Goal
-from tests.bench.stats import Ratio, Spread, others_between
+from tests.bench.stats import Ratio, Spread
 from vswitch.cli.client import Client
 
 OUTPUT = Path("build/bench/shortcut.json")
-PLUGIN = Path("build/endpoint/librte_net_ff.so").resolve()
 SIZES = (64, 1500, 9000)
+CHAIN_SIZES = (64, 1500)
 MACS = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
 NAMES = ("left", "right")
-MEMORY_MB = 192
 CHANGES = 20  # of a path, for setup_ms and revoke_ms
 GOALS: Mapping[str, Goal] = {
     "vs_memif_1500": Goal(3.0),
     "vs_memif_64": Goal(1.0),
     "vs_switched_1500": Goal(5.0),
     "vs_switched_64": Goal(2.5),
+    "chain4_vs_ovs": Goal(4.0),
+    "chain4_vs_ovs_64": Goal(4.0),
     "size_flatness": Goal(1.2, at_most=True),
     "switch_cpu_pct": Goal(2.0, at_most=True),
     "setup_ms": Goal(5.0, at_most=True),
@@ -93,7 +96,15 @@ class Found:
 
     rates: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     others: dict[tuple[str, int], float] = field(default_factory=dict)  # worst share of a core that others took
+    lost: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # share of what a chain was given
     values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, link: str, size: int, rate: Rate) -> None:
+        """What a round has measured."""
+        key = link, size
+        self.rates.setdefault(key, []).append(rate.taken)
+        self.others[key] = max(rate.others, self.others.get(key, 0.0))
+        click.echo(f"{size} B, {link}: {rate.taken / 1e6:.2f} Mpps")
 
     def ratio(self, above: Sequence[tuple[str, int]], below: Sequence[tuple[str, int]]) -> Ratio | None:
         """The best of some over the best of others, round by round; None where one was not measured."""
@@ -111,23 +122,24 @@ class Pair:
     """The two applications on a link, with the switch where it takes one."""
 
     def __init__(self, link: Link, size: int, program_: Path, environment: Environment) -> None:
-        self.link, self.size = link, size
-        self._program, self._environment = program_, environment
+        self.link = link
+        self._environment = environment
         self._stack = contextlib.ExitStack()
         self.switch: FfSwitch | None = None
-        self._ends: list[Process] = []
+        self._ends = Ends(program_, environment, size)
 
     def __enter__(self) -> Pair:
         with contextlib.ExitStack() as stack:
             if self.link.port is not None:
                 self._start_switch(stack)
-            vdevs = self.link.vdevs(self._environment)
+            stack.enter_context(self._ends)
+            vdevs, cpus = self.link.vdevs(self._environment), self._environment.cpus
+            cpu = (cpus.generator[0], cpus.switch[0])
             for numbers in ((0, 1),) if self.link is SWITCHED else ((0,), (1,)):
-                end = stack.enter_context(self._start(numbers, vdevs))
-                self._expect(end, b"started\n")  # net_memif's client starts only when its server is there
-                self._ends.append(end)
-            for end in self._ends:
-                self._expect(end, b"linked\n")
+                # one after the other: net_memif's client starts only when its server is there
+                first, mine = numbers[0], [vdevs[number] for number in numbers]
+                self._ends.start(NAMES[first], cpu[first], mine, [MACS[1 - number] for number in numbers])
+            self._ends.linked()
             self._stack = stack.pop_all()
         if self.link is SHORTCUT:
             wait_for("no shortcuts", lambda: len(self.shortcuts()) == 2)
@@ -156,45 +168,15 @@ class Pair:
             flows = client.call("flow.dump")
         return [flow for flow in flows if flow.get("shortcut", {}).get("state") == "open"]
 
-    def _start(self, numbers: Sequence[int], vdevs: Sequence[str]) -> Process:
-        environment, number = self._environment, numbers[0]
-        cpu = (environment.cpus.generator[0], environment.cpus.switch[0])[number]
-        memory = environment.memory_args(MEMORY_MB, f"{NAMES[number]}{self.size}")
-        argv: list[str | Path] = [self._program, "--lcores", f"0@{cpu}", *memory, "-d", PLUGIN]
-        argv += [word for each in numbers for word in ("--vdev", vdevs[each])]
-        argv += ["--", str(self.size), *(MACS[1 - each] for each in numbers)]
-        log = environment.directory / f"{NAMES[number]}.log"
-        return Process(f"duplex on {self.link.name}", argv, log, env=environment.env, pipe_stdout=True)
+    def rate(self, seconds: float) -> Rate:
+        """Packets/s, both ways together. Raises BenchError."""
+        return self._ends.rate(seconds, self.switch.pids if self.switch else (), self._poll_threads())
 
-    @staticmethod
-    def _expect(end: Process, word: bytes) -> None:
-        while (line := end.stdout.readline()) != word:
-            if not line:
-                end.ended()
-
-    def rate(self, seconds: float) -> tuple[float, float]:
-        """Packets/s, both ways together, and the share of a core that others took. Raises BenchError."""
-        total = 0.0
-        pids = [end.pid for end in self._ends] + [os.getpid(), *(self.switch.pids if self.switch else ())]
-        cpus = self._environment.cpus.both
-        before, begun = machine.core_times(pids, cpus), time.monotonic_ns()
-        with machine.undisturbed(self._poll_threads()):
-            for end in self._ends:
-                end.say(str(int(seconds * 1000)))
-            for end in self._ends:
-                line = end.stdout.readline()
-                if not line:
-                    end.ended()
-                total += int(line) / seconds
-        after, wall = machine.core_times(pids, cpus), time.monotonic_ns() - begun
-        return total, max(others_between(before[cpu], after[cpu], wall) for cpu in cpus)
-
-    def _poll_threads(self) -> list[int]:
-        threads = [end.pid for end in self._ends]
-        if self.switch is not None and self.link is SWITCHED:
-            (pid,) = self.switch.pids
-            threads += machine.poll_threads(pid, self.switch.poll_prefix, 1)
-        return threads
+    def _poll_threads(self) -> Sequence[int]:
+        if self.switch is None or self.link is not SWITCHED:
+            return ()
+        (pid,) = self.switch.pids
+        return machine.poll_threads(pid, self.switch.poll_prefix, 1)
 
 
 def switch_cpu(pair: Pair, seconds: float) -> float:
@@ -225,10 +207,22 @@ def path_changes(pair: Pair, found: Found) -> None:
             found.values.setdefault("setup_ms", []).extend(f["shortcut"]["setup_ms"] for f in pair.shortcuts())
 
 
+def chains(number: int, seconds: float, environment: Environment, program_: Path, found: Found) -> None:
+    """One round of the chain, both ways. Raises BenchError."""
+    for size in CHAIN_SIZES:
+        for link in chain.LINKS:
+            here = environment.part(f"chain{number}-{size}-{chain.LINKS.index(link)}")
+            rate = chain.measure(link, size, seconds, program_, here)
+            found.add(link, size, rate)
+            found.lost.setdefault((link, size), []).append(max(0.0, 1 - rate.taken / max(1.0, rate.sent)))
+
+
 def measure(rounds: int, seconds: float, environment: Environment, program_: Path) -> Found:
     """All links at all sizes, one after the other, again and again. Raises BenchError."""
     found = Found()
     for number in range(1, rounds + 1):
+        click.echo(f"round {number}/{rounds}")
+        chains(number, seconds, environment, program_, found)
         for size in SIZES:
             for link in LINKS:
                 if size == SIZES[-1] and link is not SHORTCUT:
@@ -236,11 +230,7 @@ def measure(rounds: int, seconds: float, environment: Environment, program_: Pat
                 here = environment.part(f"{number}-{size}-{LINKS.index(link)}")
                 with Pair(link, size, program_, here) as pair:
                     pair.rate(0.2)
-                    rate, others = pair.rate(seconds)
-                    key = link.name, size
-                    found.rates.setdefault(key, []).append(rate)
-                    found.others[key] = max(others, found.others.get(key, 0.0))
-                    click.echo(f"round {number}/{rounds}: {size} B, {link.name}: {rate / 1e6:.2f} Mpps")
+                    found.add(link.name, size, pair.rate(seconds))
                     if link is SHORTCUT and size == SIZES[0]:
                         found.values.setdefault("switch_cpu_pct", []).append(switch_cpu(pair, seconds))
                         if number == rounds:
@@ -254,6 +244,8 @@ def ratios(found: Found) -> dict[str, Ratio]:
     wanted = {
         **{f"vs_memif_{size}": ([(SHORTCUT.name, size)], [(n, size) for n in memif]) for size in (1500, 64)},
         **{f"vs_switched_{size}": ([(SHORTCUT.name, size)], [(SWITCHED.name, size)]) for size in (1500, 64)},
+        "chain4_vs_ovs": ([(chain.SHORTCUT, 1500)], [(chain.OVS, 1500)]),
+        "chain4_vs_ovs_64": ([(chain.SHORTCUT, 64)], [(chain.OVS, 64)]),
         "size_flatness": ([(SHORTCUT.name, SIZES[0])], [(SHORTCUT.name, SIZES[-1])]),
     }
     named = {name: found.ratio(*terms) for name, terms in wanted.items()}
@@ -276,10 +268,12 @@ def bench(rounds: int, seconds: float) -> None:
         found = measure(rounds, seconds, environment, duplex)
     result = ratios(found)
     report.console().print(report.ratio_table(result, GOALS))
-    cells = [
-        {"link": name, "size": size, "pps": report.spread_json(Spread.of(rates))}
-        for (name, size), rates in found.rates.items()
-    ]
+    cells = []
+    for (name, size), rates in found.rates.items():
+        cell: dict[str, Any] = {"link": name, "size": size, "pps": report.spread_json(Spread.of(rates))}
+        if lost := found.lost.get((name, size)):
+            cell["lost"] = report.spread_json(Spread.of(lost))
+        cells.append(cell)
     document = {name: report.ratio_json(ratio, GOALS.get(name)) for name, ratio in result.items()}
     report.write_json(OUTPUT, {"ratios": document, "cells": cells, "huge_pages": environment.huge})
     click.echo(f"written to {OUTPUT}")

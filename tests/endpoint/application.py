@@ -10,19 +10,20 @@ from pathlib import Path
 
 SECONDS = 70.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-PLUGIN = REPOSITORY / "build/endpoint/librte_net_ff.so"
-PROGRAM = REPOSITORY / "build/endpoint/app"
+BUILT = REPOSITORY / os.environ.get("FFSWITCH_ENDPOINT", "build/endpoint")  # `make asan` has another
+PLUGIN = BUILT / "librte_net_ff.so"
+PROGRAM = BUILT / "app"
+NO_HUGE = ("--no-huge", "--no-shconf")  # EAL's arguments for memory
 
 
 class Application:
     """One process; its devices are given as net_ff's arguments."""
 
-    def __init__(self, *devices: str, eal: tuple[str, ...] = ("--no-huge",), program: Path = PROGRAM) -> None:
+    def __init__(self, *devices: str, eal: tuple[str, ...] = NO_HUGE, program: Path = PROGRAM) -> None:
         vdevs = [word for i, device in enumerate(devices) for word in ("--vdev", f"net_ff{i},{device}")]
         command: list[str | Path] = [
             program,
             "--no-pci",
-            "--no-shconf",
             "-m",
             "64",
             "-l",

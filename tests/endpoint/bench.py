@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.endpoint.application import Application
+from tests.endpoint.application import NO_HUGE, Application
 from tests.endpoint.switchside import Port, Shortcut, map_neighbour
+from vswitch._ff import lib
 from vswitch.slowpath.types import MemConf
 
 POOL = 4095  # mbufs of an application
@@ -23,11 +24,11 @@ class Container:
         number: int,
         queues: str = "1 1 64",
         *,
-        eal: tuple[str, ...] = ("--no-huge",),
+        eal: tuple[str, ...] = NO_HUGE,
         attach: Callable[[MemConf], None] | None = None,
     ) -> None:
         self.mac = f"02:00:00:00:00:{number:02x}"
-        self.first_region = 16 * number
+        self.first_region = lib.FF_SHM_REGIONS * number
         self._attach = attach
         self.port = Port(directory, name, self.mac)
         self.app = Application(f"path={self.port.path}", eal=eal)
@@ -78,7 +79,7 @@ class Bench:
         self.containers: list[Container] = []
         self.applications: list[Application] = []
 
-    def container(self, name: str, queues: str = "1 1 64", eal: tuple[str, ...] = ("--no-huge",)) -> Container:
+    def container(self, name: str, queues: str = "1 1 64", eal: tuple[str, ...] = NO_HUGE) -> Container:
         """Start a container: `queues` are receive queues, transmit queues, and descriptors."""
         return self.add(Container(self.directory, name, len(self.containers) + 1, queues, eal=eal))
 
@@ -87,7 +88,7 @@ class Bench:
         self.containers.append(container)
         return container
 
-    def application(self, *devices: str, eal: tuple[str, ...] = ("--no-huge",)) -> Application:
+    def application(self, *devices: str, eal: tuple[str, ...] = NO_HUGE) -> Application:
         """Start an application alone."""
         app = Application(*devices, eal=eal)
         self.applications.append(app)

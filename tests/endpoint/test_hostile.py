@@ -27,7 +27,7 @@ def desc(container: Container, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "tail", "fault"),
     [
-        ({"region": 999}, 1, "a buffer outside of the memory that is mapped"),
+        ({"region": 9999}, 1, "a buffer outside of the memory that is mapped"),
         ({"offset": 100}, 1, "a buffer outside of the memory that is mapped"),
         ({"offset": (64 << 20) - 100}, 1, "a buffer outside of the memory that is mapped"),
         ({"offset": 0xFFFFFFFF, "before": 0}, 1, "a buffer outside of the memory that is mapped"),

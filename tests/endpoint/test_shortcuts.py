@@ -230,7 +230,7 @@ def test_wrong_requests_are_refused(bench: Bench) -> None:
     introduce(a, b)
     fd = a.port.regions[0][0]
     for reason, kind, fields in (
-        ("region 16 is mapped already", lib.FF_MSG_NEIGHBOUR, {"region": a.first_region, "size": 4096}),
+        ("region 64 is mapped already", lib.FF_MSG_NEIGHBOUR, {"region": a.first_region, "size": 4096}),
         ("region 99 is not in its file", lib.FF_MSG_NEIGHBOUR, {"region": 99, "size": 1 << 30}),
         ("no 1 rings of 100 in the file", lib.FF_MSG_SHORTCUT, {"ring_size": 100, "tx_queues": 1, "epoch": 1}),
         ("the head of ring 0 is another's", lib.FF_MSG_SHORTCUT, {"ring_size": 64, "tx_queues": 1, "epoch": 1}),

@@ -29,6 +29,15 @@ uint32_t lender_reclaim(struct lender *l, uint16_t *slots) {
     return ff_lend_reclaim(&l->l, slots);
 }
 
+/* Takes everything back, the receiver being gone: the slots, and how many. */
+uint32_t lender_seize(struct lender *l, uint16_t *slots) {
+    uint32_t n = 0;
+
+    while (ff_lend_seize(&l->l, &slots[n]))
+        n++;
+    return n;
+}
+
 struct borrower {
     struct ff_borrower b;
     uint8_t mem[];
@@ -58,4 +67,12 @@ int borrower_take(struct borrower *b, uint32_t *offsets, uint16_t *slots) {
 }
 void borrower_give(struct borrower *b, uint16_t slot) {
     ff_borrow_give(&b->b, slot);
+}
+/* How many of its slots are held. */
+uint32_t borrower_holds(struct borrower *b) {
+    uint32_t n = 0;
+
+    for (uint32_t slot = 0; slot <= b->b.mask; slot++)
+        n += ff_borrow_holds(&b->b, (uint16_t)slot);
+    return n;
 }

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'vswitch/fastpath'}"]
 SIZE = 64
 BATCH = 64
+LAP = 3  # enum ff_ring_fault
 
 
 def build(source: str, program: Path, *flags: str) -> Path:
@@ -38,8 +39,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "lender_room": [],
         "lender_put": [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p],
         "lender_reclaim": [ctypes.c_void_p],
+        "lender_seize": [ctypes.c_void_p],
         "borrower_take": [ctypes.c_void_p, ctypes.c_void_p],
         "borrower_give": [ctypes.c_uint16],
+        "borrower_holds": [],
     }
     for name, arguments in rest.items():
         getattr(lib, name).argtypes = [ctypes.c_void_p, *arguments]
@@ -71,7 +74,12 @@ class CLender:
             self.lent[self.slots[i]] = offset + i
 
     def reclaim(self) -> list[int]:
-        n = self.lib.lender_reclaim(self.it, self.slots)
+        return self._back(self.lib.lender_reclaim(self.it, self.slots))
+
+    def seize(self) -> list[int]:
+        return self._back(self.lib.lender_seize(self.it, self.slots))
+
+    def _back(self, n: int) -> list[int]:
         return [self.lent.pop(slot) for slot in self.slots[:n]]
 
 
@@ -88,6 +96,9 @@ class PythonLender:
 
     def reclaim(self) -> list[int]:
         return [buffer.offset for buffer in self.it.reclaim()]
+
+    def seize(self) -> list[int]:
+        return [buffer.offset for buffer in self.it.seize()]
 
 
 class CBorrower:
@@ -106,6 +117,9 @@ class CBorrower:
     def give(self, slot: int) -> None:
         self.lib.borrower_give(self.it, slot)
 
+    def holds(self) -> int:
+        return int(self.lib.borrower_holds(self.it))
+
 
 class PythonBorrower:
     def __init__(self, view: memoryview) -> None:
@@ -117,6 +131,9 @@ class PythonBorrower:
     def give(self, slot: int) -> None:
         self.it.give(slot)
 
+    def holds(self) -> int:
+        return len(self.it.held)
+
 
 class Machine(RuleBasedStateMachine):
     """The model: a deque of frames on their way, and the set of buffers that are held."""
@@ -125,17 +142,28 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self, lib: Any, c_lends: bool, c_borrows: bool) -> None:
         super().__init__()
+        self.lib, self.c_lends, self.c_borrows = lib, c_lends, c_borrows
+        self.next = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self.memory = ctypes.create_string_buffer(ring_bytes(SIZE) + 64)
         address = -(-ctypes.addressof(self.memory) // 64) * 64
         view = memoryview((ctypes.c_uint8 * ring_bytes(SIZE)).from_address(address)).cast("B")
         Ring.make(view, SIZE, 1)
-        self.lender: Any = CLender(lib, address) if c_lends else PythonLender(view)
-        self.borrower: Any = CBorrower(lib, address) if c_borrows else PythonBorrower(view)
+        self.lender: Any = CLender(self.lib, address) if self.c_lends else PythonLender(view)
+        self.borrower: Any = CBorrower(self.lib, address) if self.c_borrows else PythonBorrower(view)
         self.way: deque[list[int]] = deque()
         self.held: dict[int, int] = {}  # slot by offset
         self.given: set[int] = set()  # offsets that the lender does not have back yet
-        self.next = 0
+        self.first = self.next  # offset
+        self.leaving = False
 
+    def _used(self) -> bool:
+        """Whether each slot was lent before."""
+        return self.next - self.first > 2 * SIZE
+
+    @precondition(lambda self: not self.leaving)
     @rule(n=st.integers(1, CHAIN_MAX))
     def put(self, n: int) -> None:
         if n > self.lender.room():
@@ -144,6 +172,7 @@ class Machine(RuleBasedStateMachine):
         self.way.append([*range(self.next, self.next + n)])
         self.next += n
 
+    @precondition(lambda self: not self.leaving)
     @rule(frames=st.integers(1, 40))
     def put_many(self, frames: int) -> None:
         for _ in range(frames):
@@ -171,6 +200,43 @@ class Machine(RuleBasedStateMachine):
         assert len(set(back)) == len(back)
         assert self.given.issuperset(back)
         self.given.difference_update(back)
+
+    @precondition(_used)
+    @rule()
+    def leaves(self) -> None:
+        """The receiver is told to leave (DROP): the sender puts nothing any more, and what is on its way goes back."""
+        self.leaving = True
+        while self.way:
+            got = self.borrower.take()
+            assert [offset for offset, _ in got] == self.way.popleft()
+            for offset, slot in got:
+                self.borrower.give(slot)
+                self.given.add(offset)
+
+    @precondition(lambda self: self.leaving)
+    @rule()
+    def ends(self) -> None:
+        """Once it says that it holds nothing the sender takes back all there is (RECLAIM); then another ring."""
+        if self.borrower.holds() > 0:
+            return
+        assert not self.held, "the sender takes back what is held"
+        back = self.lender.seize()
+        assert sorted(back) == sorted(self.given)
+        assert self.lender.room() == SIZE
+        self._begin()
+
+    @precondition(_used)
+    @rule()
+    def dies(self) -> None:
+        """The receiver is dead: held, on its way, given back, all of it is the sender's."""
+        back = self.lender.seize()
+        assert sorted(back) == sorted([*self.held, *self.given, *(offset for frame in self.way for offset in frame)])
+        assert self.lender.room() == SIZE
+        self._begin()
+
+    @invariant()
+    def it_says_what_it_holds(self) -> None:
+        assert self.borrower.holds() == len(self.held)
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -201,3 +267,18 @@ def test_a_ring_against_a_deque(library: Any, c_lends: bool, c_borrows: bool) ->
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_what_is_held_is_not_taken_again(library: Any) -> None:
+    """A sender that takes back what its receiver holds, and lends it again, breaks a rule."""
+    machine = Machine(library, c_lends=False, c_borrows=True)
+    machine.put(1)
+    machine.take(1)
+    ((offset, slot),) = machine.held.items()
+    sender = machine.lender.it
+    sender.free = deque([slot])
+    sender.put([Buffer(0, offset, 1)])
+    sender.publish()
+    offsets, slots = machine.borrower.offsets, machine.borrower.slots
+    assert library.borrower_take(machine.borrower.it, offsets, slots) == -LAP
+    assert machine.borrower.holds() == 1

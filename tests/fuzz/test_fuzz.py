@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = {"vring": 40_000, "parser": 1_000_000, "memport": 100_000}
+RUNS = {"vring": 40_000, "parser": 1_000_000, "memport": 100_000, "net_ff": 50_000}
 
 
 def fuzz(name: str, *args: str | Path) -> None:

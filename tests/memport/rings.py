@@ -118,6 +118,12 @@ class Lender:
         self.free.extend(back)
         return [buffer for slot in back if (buffer := self.lent.pop(slot)) is not None]
 
+    def seize(self) -> list[Buffer]:
+        """All buffers that are lent: the consumer is gone."""
+        self.free.extend(self.lent)
+        lent, self.lent = self.lent, {}
+        return [buffer for buffer in lent.values() if buffer is not None]
+
     def _put(self, desc: Desc, buffer: Buffer | None) -> None:
         slot = self.free.popleft()
         self.lap[slot] = (self.lap[slot] + 1) & 0xFF

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPDK applications on memory ports: ours (tests/endpoint/flow.c) and dpdk-testpmd."""
+"""DPDK applications on memory ports: ours (tests/endpoint/flow.c), dpdk-testpmd, and l2fwd of DPDK's examples."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.system.containers import read_until
@@ -12,15 +13,18 @@ from tests.system.ffswitchd import ROOT, Ffswitchd
 
 PLUGIN = ROOT / "build/endpoint/librte_net_ff.so"
 FLOW = ROOT / "build/endpoint/flow"
+L2FWD = ROOT / "build/endpoint/l2fwd"
 # What the daemon may warn of when containers are killed.
 GONE = r"WARNING .*(no shortcut|still holds packets)"
 
 
 class Endpoint:
-    """One process on the memory port `name`; ends with `close`."""
+    """One process on the memory port `name`, and on `others`; ends with `close`."""
 
-    def __init__(self, daemon: Ffswitchd, name: str, program: Path | str, *arguments: str) -> None:
-        socket = daemon.run_dir / "ports" / name / "ff.sock"
+    def __init__(
+        self, daemon: Ffswitchd, name: str, program: Path | str, *arguments: str, others: Sequence[str] = ()
+    ) -> None:
+        ports = [daemon.run_dir / "ports" / port / "ff.sock" for port in (name, *others)]
         eal = [
             "--no-pci",
             "--no-huge",
@@ -30,7 +34,8 @@ class Endpoint:
             "--no-telemetry",
             f"--file-prefix={name}{os.getpid()}",
         ]
-        command = [str(program), *eal, "-d", str(PLUGIN), f"--vdev=net_ff0,path={socket}", *arguments]
+        vdevs = [f"--vdev=net_ff{number},path={socket}" for number, socket in enumerate(ports)]
+        command = [str(program), *eal, "-d", str(PLUGIN), *vdevs, *arguments]
         self.name = name
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -94,3 +99,13 @@ class Forwarder(Endpoint):
             mode = ["--forward-mode=mac", f"--eth-peer=0,{mac}", "--port-topology=loop"]
         common = ["--no-mlockall", "--total-num-mbufs=8192", "--stats-period=1", *mode]
         super().__init__(daemon, name, "dpdk-testpmd", "-l", "0,1", "--", *common)
+
+
+class L2fwd(Endpoint):
+    """DPDK's example: what comes by one port leaves by the other, to the address that it has made of its number."""
+
+    SENDS_TO = ("02:00:00:00:00:00", "02:00:00:00:00:01")  # by the first port, and by the second
+
+    def __init__(self, daemon: Ffswitchd, first: str, second: str) -> None:
+        super().__init__(daemon, first, L2FWD, "-l", "0", "--", "-p", "3", "-q", "2", "-T", "0", others=[second])
+        read_until(self.process, "entering main loop")

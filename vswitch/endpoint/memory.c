@@ -3,6 +3,7 @@
  * Packet memory: which files EAL keeps this process's in, and neighbours' mapped here.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,7 +87,10 @@ struct ff_region *ff_memory_map(struct ff_dev *dev, const struct ff_shm_msg *msg
 
     if (dev->region[msg->region] != NULL)
         snprintf(why, FF_SHM_TEXT, "region %u is mapped already", msg->region);
-    else if (fd < 0 || fstat(fd, &st) != 0 || msg->size == 0 || msg->size > REGION_MAX ||
+    else if (msg->size > REGION_MAX)
+        snprintf(why, FF_SHM_TEXT, "region %u has %" PRIu64 " bytes: 32-bit offsets reach 4 GB",
+                 msg->region, msg->size);
+    else if (fd < 0 || fstat(fd, &st) != 0 || msg->size == 0 ||
              msg->offset > (uint64_t)st.st_size || msg->size > (uint64_t)st.st_size - msg->offset)
         snprintf(why, FF_SHM_TEXT, "region %u is not in its file", msg->region);
     else if ((r = calloc(1, sizeof(*r))) == NULL)

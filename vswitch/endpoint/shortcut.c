@@ -101,7 +101,7 @@ bool ff_in_held(const struct ff_in *in, const struct ff_region *region) {
         const struct ff_in_ring *r = &in->ring[q];
 
         for (uint32_t i = 0; i <= r->b.mask; i++) {
-            if (__atomic_load_n(&r->b.slot[i].given, __ATOMIC_ACQUIRE) != r->b.slot[i].taken &&
+            if (ff_borrow_holds(&r->b, (uint16_t)i) &&
                 (region == NULL || r->slot[i].region == region))
                 return true;
         }

@@ -351,6 +351,11 @@ static inline void ff_borrow_give(const struct ff_borrower *b, uint16_t slot) {
     __atomic_store_n(&b->mark[slot], s->taken, __ATOMIC_RELEASE);
 }
 
+/* Whether its buffer was taken and is not back; any thread. As long as one is, the ring stays. */
+static inline bool ff_borrow_holds(const struct ff_borrower *b, uint16_t slot) {
+    return __atomic_load_n(&b->slot[slot].given, __ATOMIC_ACQUIRE) != b->slot[slot].taken;
+}
+
 /*
  * Reads and takes all buffers of the frame at descriptor i of n ready, d[FF_SHM_CHAIN_MAX].
  * Returns how many they are, or 0 with the fault, and holds none of them then.

@@ -26,7 +26,7 @@ _PACKETS = re.compile(r"packets received: (\d+)")
 
 
 class Ovs:
-    """flows: explicit flows from port to port, else NORMAL (a learning switch).
+    """flows: explicit flows from each port to the next, in a circle, else NORMAL (a learning switch).
 
     netns: the network namespace that vswitchd runs in; one of its own where there is none.
     """
@@ -68,7 +68,9 @@ class Ovs:
                 *("add-port", BRIDGE, port, "--", "set", "interface", port, "type=dpdkvhostuserclient"),
                 *(f"options:vhost-server-path={path}", f"ofport_request={index}"),
             )
-        flows = ["in_port=1,actions=output:2", "in_port=2,actions=output:1"] if self._flows else ["actions=NORMAL"]
+        count = len(sockets)
+        circle = [f"in_port={index},actions=output:{index % count + 1}" for index in range(1, count + 1)]
+        flows = circle if self._flows else ["actions=NORMAL"]
         for flow in flows:
             self._add_flow(BRIDGE, flow)
 

@@ -101,6 +101,17 @@ class Shortcuts(RuleBasedStateMachine):
     def lets_go(self, frame: int) -> None:
         self.world.let_go(self.world.frames[frame % len(self.world.frames)])
 
+    @precondition(lambda self: any(len(frame.links) > 1 for frame in self.world.frames))
+    @rule(data=st.data())
+    def one_on_the_way_dies(self, data: st.DataObject) -> None:
+        """Of those that have passed a frame on; the others do what they are asked, and keep the frame."""
+        frame = data.draw(st.sampled_from([frame for frame in self.world.frames if len(frame.links) > 1]))
+        alive = [sid for sid in self.world._path(frame)[:-1] if sid in self.world.sides]
+        if alive:
+            self.world.down(data.draw(st.sampled_from(alive)))
+        for port in PORTS * 4:
+            self.answers(port, refuse=False, times=4)
+
     @rule(port=st.sampled_from(PORTS), other=st.sampled_from(PORTS), what=st.sampled_from(TURNS))
     def turns(self, port: int, other: int, what: str) -> None:
         """The rules change for a port or a pair, to be as they were some time later."""
