@@ -59,6 +59,19 @@ void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reade
     }
 }
 
+uint8_t *ff_mem_look(const struct ff_mem *mem, struct ff_near *near, uint64_t gpa, uint32_t len) {
+    for (unsigned int i = 0; i < mem->n; i++) {
+        const struct ff_region *r = &mem->region[i];
+        uint64_t off = gpa - r->gpa;
+
+        if (off < r->size) {
+            *near = (struct ff_near){r->gpa, r->size, r->host};
+            return len <= r->size - off ? r->host + off : NULL;
+        }
+    }
+    return NULL;
+}
+
 static bool in_memory(const struct ff_mem *mem, const void *p, uint64_t len) {
     for (unsigned int i = 0; i < mem->n; i++) {
         const struct ff_region *r = &mem->region[i];

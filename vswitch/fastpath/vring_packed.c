@@ -109,12 +109,13 @@ static inline void used_put(struct ff_vring *vq, uint16_t id, uint32_t len, uint
     used_move(vq, count);
 }
 
-/* A buffer that is the only one of its chain. */
+/* A buffer that is the only one of its chain, and its descriptor's len, id and flags. */
 struct buffer {
     uint8_t *p;
-    uint32_t len;
-    uint16_t id;
+    uint64_t said;
 };
+#define LEN(said) ((uint32_t)(said))
+#define ID(said) ((uint16_t)((said) >> 32))
 
 /*
  * The same for n single buffers that were read only. To a driver that uses its buffers in
@@ -124,13 +125,13 @@ struct buffer {
 static inline void read_put(struct ff_vring *vq, const struct buffer *b, unsigned int n) {
     if (likely(vq->in_order && n > 0)) {
         vq->held = vq->last_used;
-        vq->held_used = used_word(b[n - 1].id, 0, vq->used_wrap);
+        vq->held_used = used_word(ID(b[n - 1].said), 0, vq->used_wrap);
         vq->taken = (uint16_t)n;
         used_move(vq, (uint16_t)n);
         return;
     }
     for (unsigned int i = 0; i < n; i++)
-        used_put(vq, b[i].id, 0, 1);
+        used_put(vq, ID(b[i].said), 0, 1);
 }
 
 /* The same for one chain more, of `count` descriptors. */
@@ -144,18 +145,26 @@ static void chain_put(struct ff_vring *vq, uint16_t id, uint16_t count) {
     used_move(vq, count);
 }
 
-/*
- * The same for n single buffers into which frames were written. From the last to the first,
- * for which a driver that waits is looking, so that it meets each line once.
- */
+/* Used descriptors of n single buffers into which frames were written, in slots in a row. From the
+ * last to the first, for which a driver that waits is looking, so that it meets each line once. */
+static inline void run_put(struct ff_vring *vq, const struct buffer *b,
+                           const struct ff_frame *frames, unsigned int n, struct spot at) {
+    const uint64_t flags = used_word(0, 1, at.wrap) & 0xffffull << 48;
+    const uint32_t hdr_len = vq->hdr_len;
+
+    for (unsigned int i = n; i-- > 0;)
+        used_store(vq, (uint16_t)(at.slot + i),
+                   flags | (b[i].said & 0xffffull << 32) | (hdr_len + frames[i].len));
+}
+
+/* The same, around the ring's end, and moves on. */
 static inline void written_put(struct ff_vring *vq, const struct buffer *b,
                                const struct ff_frame *frames, unsigned int n) {
-    for (unsigned int i = n; i-- > 0;) {
-        struct spot at = {vq->last_used, vq->used_wrap};
+    unsigned int first = RTE_MIN(n, (unsigned int)vq->size - vq->last_used);
 
-        spot_move(&at, (uint16_t)i, vq->size);
-        used_store(vq, at.slot, used_word(b[i].id, vq->hdr_len + frames[i].len, at.wrap));
-    }
+    if (unlikely(first < n))
+        run_put(vq, b + first, frames + first, n - first, (struct spot){0, !vq->used_wrap});
+    run_put(vq, b, frames, first, (struct spot){vq->last_used, vq->used_wrap});
     used_move(vq, (uint16_t)n);
 }
 
@@ -223,37 +232,53 @@ static inline void taken_from(struct ff_vring *vq, struct spot at) {
 }
 
 /*
- * Takes up to n single buffers, as long as they are available and hold a virtio-net header.
- * What a descriptor says beside its address is read at one moment, and before that.
+ * Takes up to n single buffers from slots in a row, as long as they are available and hold a
+ * virtio-net header. What a descriptor says beside its address is read at one moment, and before
+ * that.
  */
-static inline unsigned int buffers_take(struct ff_vring *vq, struct buffer *b, unsigned int n,
-                                        bool write) {
-    const uint16_t looked_at =
-        AVAIL | USED | VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE;
-    struct spot at = {vq->last_avail, vq->avail_wrap};
+static inline unsigned int run_take(const struct ff_vring *vq, struct ff_near *near,
+                                    struct buffer *b, unsigned int n, struct spot at, bool write) {
+    typedef uint64_t __attribute__((may_alias)) word;
+    const uint64_t looked_at =
+        (uint64_t)(AVAIL | USED | VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)
+        << 48;
+    const uint64_t want = (uint64_t)((at.wrap ? AVAIL : USED) | (write ? VRING_DESC_F_WRITE : 0))
+                          << 48;
+    const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
+    const struct ff_mem *mem = vq->mem;
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
     unsigned int i;
 
-    for (i = 0; i < n; i++) {
-        typedef uint64_t __attribute__((may_alias)) word;
-        const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
-        uint64_t rest = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
-        uint16_t want = (uint16_t)((at.wrap ? AVAIL : USED) | (write ? VRING_DESC_F_WRITE : 0));
-        uint32_t len = (uint32_t)rest;
+    for (i = 0; i < n; i++, d++) {
+        uint64_t said = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
 
-        if ((rest >> 48 & looked_at) != want || unlikely(len < vq->hdr_len))
+        if ((said & looked_at) != want || unlikely(LEN(said) < hdr_len))
             break;
-        b[i].p = ff_mem_at(vq->mem, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), len);
+        b[i].p = ff_mem_near(mem, near, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), LEN(said));
         if (unlikely(b[i].p == NULL)) /* a fault, once it is read as a chain */
             break;
-        b[i].len = len;
-        b[i].id = (uint16_t)(rest >> 32);
+        b[i].said = said;
         if (write)
-            ff_prefetch_write(vq, b[i].p);
+            ff_prefetch_write(b[i].p, hdr_len);
         else
-            ff_prefetch_read(vq, b[i].p, len);
-        spot_move(&at, 1, vq->size);
+            ff_prefetch_read(b[i].p, LEN(said), hdr_len, offloads);
     }
     return i;
+}
+
+/* The same, around the ring's end. */
+static inline unsigned int buffers_take(const struct ff_vring *vq, struct buffer *b, unsigned int n,
+                                        bool write) {
+    struct spot at = {vq->last_avail, vq->avail_wrap};
+    unsigned int first = RTE_MIN(n, (unsigned int)vq->size - at.slot);
+    struct ff_near near = {0};
+    unsigned int taken = run_take(vq, &near, b, first, at, write);
+
+    if (taken < first || first == n)
+        return taken;
+    at = (struct spot){0, !at.wrap};
+    return taken + run_take(vq, &near, b + first, n - first, at, write);
 }
 
 static inline struct spot spot_behind(const struct ff_vring *vq, unsigned int n) {
@@ -285,9 +310,11 @@ unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff
     struct buffer b[FF_BURST];
     unsigned int i, single = buffers_take(vq, b, n, false);
     struct spot at = spot_behind(vq, single);
+    struct ff_taker taker = ff_taker(vq, arena);
 
     for (i = 0; i < single; i++)
-        ff_frame_from_buffer(vq, &frames[i], arena, b[i].p, b[i].len);
+        ff_frame_from_buffer(&taker, &frames[i], b[i].p, LEN(b[i].said));
+    ff_taken(arena, &taker, single);
     read_put(vq, b, single);
     for (; i < n && is_available(vq, at); i++) {
         uint16_t id, count;
@@ -348,25 +375,30 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
     } while (c.len < len);
     ff_reader_start(&r, f);
     ff_chain_write(&c, vq->hdr_len, &r, f->len);
-    ff_put_header(vq, (uint8_t *)(uintptr_t)c.seg[0].p, (uint16_t)g->heads, f);
+    ff_put_header((uint8_t *)(uintptr_t)c.seg[0].p, vq->hdr_len, (uint16_t)g->heads, f,
+                  vq->offloads);
     *at = from;
 }
 
 /* Frames that fit into single buffers; stops at the first that does not. */
 static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                               struct ff_sent *sent) {
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
     struct buffer b[FF_BURST];
     unsigned int i, single;
+    uint64_t bytes = 0;
 
     for (i = 0; i < n; i += DESC_PER_LINE)
         __builtin_prefetch(&vq->packed_desc[spot_behind(vq, i).slot], 1);
     single = buffers_take(vq, b, n, true);
-    for (i = 0; i < single && b[i].len >= vq->hdr_len + frames[i].len; i++) {
-        ff_put_header(vq, b[i].p, 1, &frames[i]);
-        ff_put_frame(b[i].p + vq->hdr_len, &frames[i]);
-        sent->bytes += frames[i].len;
+    for (i = 0; i < single && LEN(b[i].said) >= hdr_len + frames[i].len; i++) {
+        ff_put_header(b[i].p, hdr_len, 1, &frames[i], offloads);
+        ff_put_frame(b[i].p + hdr_len, &frames[i]);
+        bytes += frames[i].len;
     }
     written_put(vq, b, frames, i);
+    sent->bytes += bytes;
     sent->packets += i;
     return i;
 }
