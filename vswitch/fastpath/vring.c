@@ -129,14 +129,22 @@ unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     return vq->packed ? ff_packed_rx(vq, arena, frames, n) : ff_split_rx(vq, arena, frames, n);
 }
 
-void ff_vring_rx_done(struct ff_vring *vq) {
+bool ff_vring_rx_done(struct ff_vring *vq) {
     if (vq->taken == 0)
-        return;
+        return false;
     if (vq->packed)
         ff_packed_rx_done(vq);
     else
         ff_split_rx_done(vq);
     vq->taken = 0;
+    return true;
+}
+
+void ff_vring_notify(struct ff_vring *vq) {
+    if (vq->packed)
+        ff_packed_notify(vq);
+    else
+        ff_split_notify(vq);
 }
 
 struct ff_sent ff_vring_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,

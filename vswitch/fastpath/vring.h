@@ -38,6 +38,8 @@ struct ff_vring {
     uint16_t held;      /* packed: slot of the first of them, */
     uint64_t held_used; /* and what will stand there when all of them are given back */
     uint8_t fault;      /* enum ff_fault */
+    bool untold;        /* in a worker's list of those whose drivers are to be told */
+    struct ff_vring *next_untold;
     int call_fd;
     struct ff_waker kick; /* of transmit queues; the descriptor is our own */
     const struct ff_mem *mem;
@@ -102,7 +104,8 @@ static inline uint8_t *ff_mem_near(const struct ff_mem *mem, struct ff_near *nea
  */
 unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n);
-void ff_vring_rx_done(struct ff_vring *vq);
+/* False: there was nothing to give back. Else the driver is to be told, as after ff_vring_tx. */
+bool ff_vring_rx_done(struct ff_vring *vq);
 
 /*
  * Copies frames into the buffers of the driver's receive queue; frees none.
@@ -110,6 +113,11 @@ void ff_vring_rx_done(struct ff_vring *vq);
  */
 struct ff_sent ff_vring_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                            uint32_t *too_long);
+/*
+ * Interrupts the driver, if it wants that for what was used since the last call. After a full
+ * barrier: used descriptors are written before what the driver asks for is read.
+ */
+void ff_vring_notify(struct ff_vring *vq);
 
 /* ---- between vring.c, vring_split.c and vring_packed.c ---- */
 
@@ -276,11 +284,13 @@ static inline void ff_put_header(uint8_t *p, uint32_t hdr_len, uint16_t num_buff
 unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n);
 void ff_split_rx_done(struct ff_vring *vq);
+void ff_split_notify(struct ff_vring *vq);
 struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                            uint32_t *too_long);
 unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                           unsigned int n);
 void ff_packed_rx_done(struct ff_vring *vq);
+void ff_packed_notify(struct ff_vring *vq);
 struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                             uint32_t *too_long);
 

@@ -7,8 +7,6 @@
  */
 #include <emmintrin.h>
 
-#include <rte_atomic.h>
-
 #include "vring.h"
 
 #define AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
@@ -49,11 +47,10 @@ static inline bool is_available(const struct ff_vring *vq, struct spot at) {
 }
 
 /* Section 2.7.10 */
-static void notify(struct ff_vring *vq) {
+void ff_packed_notify(struct ff_vring *vq) {
     uint16_t old = vq->signalled, new = vq->last_used, flags, off_wrap, off;
     bool wanted;
 
-    rte_smp_mb(); /* used flags are written before what the driver asks for is read */
     vq->signalled = new;
     flags = __atomic_load_n(&vq->driver_event->flags, __ATOMIC_RELAXED);
     wanted = flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -174,7 +171,6 @@ static void held_release(struct ff_vring *vq) {
 
 void ff_packed_rx_done(struct ff_vring *vq) {
     held_release(vq);
-    notify(vq);
 }
 
 /* Section 2.7.7: an indirect table has no chains, its length says how many. */
@@ -428,7 +424,5 @@ struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, 
     if (vq->taken > 0)
         held_release(vq);
     vq->taken = 0;
-    if (sent.packets > 0)
-        notify(vq);
     return sent;
 }

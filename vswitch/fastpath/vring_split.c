@@ -2,7 +2,6 @@
 /* Split virtqueues, virtio 1.1 section 2.6, from the device's side. */
 #include <emmintrin.h>
 
-#include <rte_atomic.h>
 #include <rte_prefetch.h>
 
 #include "vring.h"
@@ -34,11 +33,10 @@ static inline unsigned int available(struct ff_vring *vq) {
 }
 
 /* Section 2.6.7: an interrupt, unless the driver said that it wants none yet. */
-static void notify(struct ff_vring *vq) {
+void ff_split_notify(struct ff_vring *vq) {
     uint16_t old = vq->signalled;
     bool wanted;
 
-    rte_smp_mb(); /* used->idx is written before what the driver asks for is read */
     vq->signalled = vq->last_used;
     if (vq->event_idx)
         wanted = vring_need_event(load_index(&vq->avail->ring[vq->size]), vq->last_used, old);
@@ -59,7 +57,6 @@ static inline void used_put(struct ff_vring *vq, uint16_t offset, uint16_t head,
 static inline void used_publish(struct ff_vring *vq, uint16_t n) {
     vq->last_used = (uint16_t)(vq->last_used + n);
     __atomic_store_n(&vq->used->idx, vq->last_used, __ATOMIC_RELEASE);
-    notify(vq);
 }
 
 /* Adds the buffers of the chain at `i`, section 2.6.5; false after a fault. */
