@@ -113,6 +113,7 @@ struct buffer {
 };
 #define LEN(said) ((uint32_t)(said))
 #define ID(said) ((uint16_t)((said) >> 32))
+#define ID_MASK (0xffffull << 32)
 
 /*
  * The same for n single buffers that were read only. To a driver that uses its buffers in
@@ -121,9 +122,12 @@ struct buffer {
  */
 static inline void read_put(struct ff_vring *vq, const struct buffer *b, unsigned int n) {
     if (likely(vq->in_order && n > 0)) {
-        vq->held = vq->last_used;
-        vq->held_used = used_word(ID(b[n - 1].said), 0, vq->used_wrap);
-        vq->taken = (uint16_t)n;
+        if (vq->taken == 0) {
+            vq->held = vq->last_used;
+            vq->held_used = used_word(0, 0, vq->used_wrap);
+        }
+        vq->taken = (uint16_t)(vq->taken + n);
+        vq->held_used = (vq->held_used & ~ID_MASK) | (b[n - 1].said & ID_MASK);
         used_move(vq, (uint16_t)n);
         return;
     }
@@ -138,7 +142,7 @@ static void chain_put(struct ff_vring *vq, uint16_t id, uint16_t count) {
         return;
     }
     vq->taken++;
-    vq->held_used = (vq->held_used & ~(0xffffull << 32)) | (uint64_t)id << 32;
+    vq->held_used = (vq->held_used & ~ID_MASK) | (uint64_t)id << 32;
     used_move(vq, count);
 }
 
@@ -151,7 +155,7 @@ static inline void run_put(struct ff_vring *vq, const struct buffer *b,
 
     for (unsigned int i = n; i-- > 0;)
         used_store(vq, (uint16_t)(at.slot + i),
-                   flags | (b[i].said & 0xffffull << 32) | (hdr_len + frames[i].len));
+                   flags | (b[i].said & ID_MASK) | (hdr_len + frames[i].len));
 }
 
 /* The same, around the ring's end, and moves on. */
@@ -230,51 +234,54 @@ static inline void taken_from(struct ff_vring *vq, struct spot at) {
 /*
  * Takes up to n single buffers from slots in a row, as long as they are available and hold a
  * virtio-net header. What a descriptor says beside its address is read at one moment, and before
- * that.
+ * that. *other: the next one was available, but no such buffer.
  */
 static inline unsigned int run_take(const struct ff_vring *vq, struct ff_near *near,
-                                    struct buffer *b, unsigned int n, struct spot at, bool write) {
+                                    struct buffer *b, unsigned int n, struct spot at, bool write,
+                                    bool *other) {
     typedef uint64_t __attribute__((may_alias)) word;
-    const uint64_t looked_at =
-        (uint64_t)(AVAIL | USED | VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)
-        << 48;
-    const uint64_t want = (uint64_t)((at.wrap ? AVAIL : USED) | (write ? VRING_DESC_F_WRITE : 0))
+    const uint64_t turn = (uint64_t)(AVAIL | USED) << 48;
+    const uint64_t kind = (uint64_t)(VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)
                           << 48;
+    const uint64_t available = (uint64_t)(at.wrap ? AVAIL : USED) << 48;
+    const uint64_t want = available | (uint64_t)(write ? VRING_DESC_F_WRITE : 0) << 48;
     const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
     const struct ff_mem *mem = vq->mem;
     const uint32_t hdr_len = vq->hdr_len;
     const uint8_t offloads = vq->offloads;
-    unsigned int i;
 
-    for (i = 0; i < n; i++, d++) {
+    for (unsigned int i = 0; i < n; i++, d++) {
         uint64_t said = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
 
-        if ((said & looked_at) != want || unlikely(LEN(said) < hdr_len))
-            break;
-        b[i].p = ff_mem_near(mem, near, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), LEN(said));
-        if (unlikely(b[i].p == NULL)) /* a fault, once it is read as a chain */
-            break;
+        b[i].p = NULL;
+        if (likely((said & (turn | kind)) == want && LEN(said) >= hdr_len))
+            b[i].p = ff_mem_near(mem, near, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), LEN(said));
+        if (unlikely(b[i].p ==
+                     NULL)) { /* one out of memory is a fault, once it is read as a chain */
+            *other = (said & turn) == available;
+            return i;
+        }
         b[i].said = said;
         if (write)
             ff_prefetch_write(b[i].p, hdr_len);
         else
             ff_prefetch_read(b[i].p, LEN(said), hdr_len, offloads);
     }
-    return i;
+    *other = false;
+    return n;
 }
 
-/* The same, around the ring's end. */
-static inline unsigned int buffers_take(const struct ff_vring *vq, struct buffer *b, unsigned int n,
-                                        bool write) {
-    struct spot at = {vq->last_avail, vq->avail_wrap};
+/* The same from `at` on, around the ring's end. */
+static inline unsigned int buffers_take(const struct ff_vring *vq, struct spot at, struct buffer *b,
+                                        unsigned int n, bool write, bool *other) {
     unsigned int first = RTE_MIN(n, (unsigned int)vq->size - at.slot);
     struct ff_near near = {0};
-    unsigned int taken = run_take(vq, &near, b, first, at, write);
+    unsigned int taken = run_take(vq, &near, b, first, at, write, other);
 
     if (taken < first || first == n)
         return taken;
     at = (struct spot){0, !at.wrap};
-    return taken + run_take(vq, &near, b + first, n - first, at, write);
+    return taken + run_take(vq, &near, b + first, n - first, at, write, other);
 }
 
 static inline struct spot spot_behind(const struct ff_vring *vq, unsigned int n) {
@@ -301,24 +308,38 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
     return 0;
 }
 
-unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
-                          unsigned int n) {
+/* Frames from single buffers, up to n; returns how many. *other as in run_take. */
+static unsigned int rx_single(struct ff_vring *vq, struct ff_arena *arena, struct spot *at,
+                              struct ff_frame *frames, unsigned int n, bool *other) {
     struct buffer b[FF_BURST];
-    unsigned int i, single = buffers_take(vq, b, n, false);
-    struct spot at = spot_behind(vq, single);
+    unsigned int single = buffers_take(vq, *at, b, n, false, other);
     struct ff_taker taker = ff_taker(vq, arena);
 
-    for (i = 0; i < single; i++)
+    for (unsigned int i = 0; i < single; i++)
         ff_frame_from_buffer(&taker, &frames[i], b[i].p, LEN(b[i].said));
     ff_taken(arena, &taker, single);
     read_put(vq, b, single);
-    for (; i < n && is_available(vq, at); i++) {
+    spot_move(at, (uint16_t)single, vq->size);
+    return single;
+}
+
+/* What becomes available meanwhile is for the next burst: looking for it again and again takes the
+ * line away that the driver is writing. */
+unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
+                          unsigned int n) {
+    struct spot at = {vq->last_avail, vq->avail_wrap};
+    bool other;
+    unsigned int i = rx_single(vq, arena, &at, frames, n, &other);
+
+    while (unlikely(other)) {
         uint16_t id, count;
 
         if (rx_chain(vq, arena, at, &frames[i], &id, &count) != 0)
             break;
         chain_put(vq, id, count);
         spot_move(&at, count, vq->size);
+        i++;
+        i += rx_single(vq, arena, &at, &frames[i], n - i, &other);
     }
     taken_from(vq, at);
     return i;
@@ -376,9 +397,10 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
     *at = from;
 }
 
-/* Frames that fit into single buffers; stops at the first that does not. */
+/* Frames that fit into single buffers; stops at the first that does not, *other then says whether
+ * there is another one. */
 static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
-                              struct ff_sent *sent) {
+                              struct ff_sent *sent, bool *other) {
     const uint32_t hdr_len = vq->hdr_len;
     const uint8_t offloads = vq->offloads;
     struct buffer b[FF_BURST];
@@ -387,7 +409,7 @@ static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames
 
     for (i = 0; i < n; i += DESC_PER_LINE)
         __builtin_prefetch(&vq->packed_desc[spot_behind(vq, i).slot], 1);
-    single = buffers_take(vq, b, n, true);
+    single = buffers_take(vq, spot_behind(vq, 0), b, n, true, other);
     for (i = 0; i < single && LEN(b[i].said) >= hdr_len + frames[i].len; i++) {
         ff_put_header(b[i].p, hdr_len, 1, &frames[i], offloads);
         ff_put_frame(b[i].p + hdr_len, &frames[i]);
@@ -396,18 +418,20 @@ static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames
     written_put(vq, b, frames, i);
     sent->bytes += bytes;
     sent->packets += i;
+    *other |= i < single;
     return i;
 }
 
 struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                             uint32_t *too_long) {
     struct ff_sent sent = {0};
-    unsigned int i = tx_single(vq, frames, n, &sent);
+    bool other;
+    unsigned int i = tx_single(vq, frames, n, &sent, &other);
     struct spot at = spot_behind(vq, i);
     struct gather g;
 
     vq->taken = 0;
-    for (; unlikely(i < n); i++) {
+    for (; unlikely(other) && i < n; i++) {
         tx_chains(vq, &frames[i], &at, &g);
         if (g.too_long) {
             ++*too_long;
