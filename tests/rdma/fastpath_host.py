@@ -41,6 +41,8 @@ MACS = bytes.fromhex("0200000000bb0200000000aa")
 OFFLOADS = Feature.CSUM | Feature.HOST_TSO4 | Feature.GUEST_CSUM | Feature.GUEST_TSO4
 REQUESTS, ANSWERS = "/tmp/fastpath.requests", "/tmp/fastpath.answers"
 SECONDS = 60.0
+# A burst of super-frames is a thousand packets.
+UPLINK = "net_af_packet0,iface=eth0,framecnt=2048,blocksz=65536"
 SLEEP_US = 5000  # net_af_packet is looked at so often: its looks are dear under emulation
 
 
@@ -65,18 +67,23 @@ class FastPathHost:
         self.id: dict[str, int] = {}
         self.peers: set[int] = set()
 
-    def open(self, here: Sequence[str], there: Sequence[str], workers: int) -> None:
-        """Start with all ports but the device, and all flows. `here` and `there`: IPv4 address and MAC."""
+    def open(self, here: Sequence[str], there: Sequence[str], workers: int, application: str = "") -> None:
+        """Start with all ports but the device, and all flows. `here` and `there`: IPv4 address and MAC.
+
+        The endpoint is an `application` that has this socket, else this process.
+        """
         eal = ["--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"]
         lcores = ",".join(f"{number}@1" for number in range(1, workers + 1))
         self.fp = FastPath.start([*eal, f"--lcores=0@0,{lcores}"], 16384, 512)
         self.fp.idle_set(50, SLEEP_US)
-        socket = str(Path(tempfile.mkdtemp()) / "socket")
-        self.front = FrontEnd(socket, rx_ring=1024, tx_ring=1024, features=OFFLOADS)
+        socket = application or str(Path(tempfile.mkdtemp()) / "socket")
+        if not application:
+            self.front = FrontEnd(socket, rx_ring=1024, tx_ring=1024, features=OFFLOADS)
         self._add(PortConfig("endpoint", socket=socket, mtu=MTU))
-        self.front.connect()
+        if not application:
+            self.front.connect()
         self._add(PortConfig("network", PortType.VXLAN, vni=VNI, mtu=MTU))
-        self._add(PortConfig("uplink", PortType.PMD, devargs="net_af_packet0,iface=eth0", mtu=1500))
+        self._add(PortConfig("uplink", PortType.PMD, devargs=UPLINK, mtu=1500))
         self.fp.uplink_set(self.id["uplink"], Uplink(_ipv4(here[0])))
         way = Remote(self.id["uplink"], _ipv4(here[0]), _ipv4(there[0]), _raw(here[1]), _raw(there[1]))
         self.fp.remote_set(REMOTE, way)
