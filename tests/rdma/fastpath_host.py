@@ -11,6 +11,7 @@ import json
 import os
 import random
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -43,6 +44,8 @@ REQUESTS, ANSWERS = "/tmp/fastpath.requests", "/tmp/fastpath.answers"
 SECONDS = 60.0
 # A burst of super-frames is a thousand packets.
 UPLINK = "net_af_packet0,iface=eth0,framecnt=2048,blocksz=65536"
+LOAD_BURST = 4
+LAST = 2**62
 SLEEP_US = 5000  # net_af_packet is looked at so often: its looks are dear under emulation
 
 
@@ -187,6 +190,49 @@ class FastPathHost:
         """The endpoint sends `frames`."""
         self.front.send(frames(sizes, seed), burst=burst)
         self.front.flush()
+
+    def load(self) -> None:
+        """Begin to send frames with numbers, a few at a time, until `unload`."""
+        self.loaded, self.loading = 0, True
+        self.thread = threading.Thread(target=self._load)
+        self.thread.start()
+
+    def unload(self) -> int:
+        """End it; how many frames there were."""
+        self.loading = False
+        self.thread.join()
+        return self.loaded
+
+    def _load(self) -> None:
+        while self.loading:
+            self.send_numbered(LOAD_BURST)
+
+    def send_numbered(self, n: int) -> None:
+        """Send the next n frames with numbers."""
+        numbers = range(self.loaded, self.loaded + n)
+        self.front.send([MACS + b"\x88\xb5" + number.to_bytes(46) for number in numbers])
+        self.front.flush()
+        self.loaded += n
+
+    def collect(self) -> None:
+        """Begin to take frames with numbers."""
+        self.numbers: list[int] = []
+        self.thread = threading.Thread(target=self._collect)
+        self.thread.start()
+
+    def _collect(self) -> None:
+        while not self.numbers or self.numbers[-1] != LAST:
+            self.numbers += [int.from_bytes(frame[14:]) for frame in self.front.wait_received(1, SECONDS)]
+
+    def collected(self) -> list[int]:
+        """Their numbers, in the order in which they came; the one that `send_last` sent is awaited, and left out."""
+        self.thread.join()
+        return self.numbers[:-1]
+
+    def send_last(self) -> None:
+        """Send a frame after which no more comes."""
+        self.loaded = LAST
+        self.send_numbered(1)
 
     def send_request(self, frame: str, header: str) -> None:
         """The endpoint sends a frame with a virtio-net header."""
