@@ -316,7 +316,7 @@ class FakeFastPath:
         found = self.peers[peer]
         remote = next(iter(found.remotes), 0)
         pairs = len(found.end.queue_pairs)
-        stats = RdmaStats(3, 300, 2, 200, 0, 0, 0, 1, 1)
+        stats = RdmaStats(3, 300, 2, 200, 0, 0, 0, 1, 1, 0, 0)
         return RdmaPeer(found.state, found.port_id, remote, pairs, found.epoch, found.reason, stats)
 
     def rdma_events(self) -> Sequence[RdmaEvent]:
