@@ -19,6 +19,7 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    RdmaChange,
     RdmaEnd,
     RdmaEvent,
     RdmaPeer,
@@ -54,6 +55,7 @@ class FakePeer:
     epoch: int = 0
     remotes: set[int] = field(default_factory=set)
     drains: int = 0
+    changes: list[RdmaChange] = field(default_factory=list)
     reason: str = ""
 
 
@@ -307,6 +309,11 @@ class FakeFastPath:
     def rdma_peer_drain(self, peer: int, /) -> None:
         assert self.peers[peer].state in (RdmaState.CONNECTED, RdmaState.ACTIVE)
         self.peers[peer].drains += 1
+
+    def rdma_peer_change(self, peer: int, change: RdmaChange, /) -> None:
+        found = self.peers[peer]
+        assert change is not RdmaChange.JOINING or (found.state is RdmaState.CONNECTED and not found.changes)
+        found.changes.append(change)
 
     def rdma_peer_del(self, peer: int, /) -> None:
         del self.peers[peer]
