@@ -75,6 +75,7 @@ struct ff_port_ops {
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
+extern const struct ff_port_ops ff_port_packet_ops;
 extern const struct ff_port_ops ff_port_vxlan_ops;
 extern const struct ff_port_ops ff_port_ff_ops;
 extern const struct ff_port_ops ff_port_rdma_ops;

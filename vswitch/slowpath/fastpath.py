@@ -51,10 +51,10 @@ RDMA_BATCH = 64
 SUSPECTS_MAX = 4096
 TAP_BYTES = 1 << 20
 
-
 _PORT_TYPES = {
     PortType.VHOST_USER: lib.FF_PORT_VHOST_USER,
     PortType.PMD: lib.FF_PORT_PMD,
+    PortType.PACKET: lib.FF_PORT_PACKET,
     PortType.VXLAN: lib.FF_PORT_VXLAN,
     PortType.FF: lib.FF_PORT_FF,
     PortType.RDMA: lib.FF_PORT_RDMA,
