@@ -160,7 +160,7 @@ unsigned int ff_rdma_rx(struct ff_worker *w, struct ff_port *port, unsigned int 
                         struct ff_frame *frames, unsigned int n);
 unsigned int ff_rdma_input(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                            struct ff_frame *frames, unsigned int n);
-void ff_rdma_rx_done(struct ff_port *port, unsigned int queue);
+void ff_rdma_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue);
 /* Buffer memory for one more queue pair, posted; -errno. Control thread. */
 int ff_rdma_buffers_add(struct ff_rdma_queue *q);
 void ff_rdma_buffers_free(struct ff_rdma_queue *q);

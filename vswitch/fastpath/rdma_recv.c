@@ -305,8 +305,8 @@ unsigned int ff_rdma_input(struct ff_worker *w, struct ff_port *port, unsigned i
     return 0;
 }
 
-void ff_rdma_rx_done(struct ff_port *port, unsigned int queue) {
+void ff_rdma_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     const struct ff_rdma_device *dev = port->dev;
 
-    give_back(ff.workers[queue], dev->queue[queue]);
+    give_back(w, dev->queue[queue]);
 }

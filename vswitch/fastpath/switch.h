@@ -25,6 +25,7 @@ struct ff_worker;
 struct ff_port;
 struct ff_mem;
 struct ff_rdma_qp;
+struct ff_vring;
 
 /* What a port's tx did with the frames that it was given. */
 struct ff_sent {
@@ -58,7 +59,7 @@ struct ff_port_ops {
     void (*close)(struct ff_port *port); /* waits until no callback can come */
     unsigned int (*rx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                        struct ff_frame *frames, unsigned int n);
-    void (*rx_done)(struct ff_port *port, unsigned int queue);
+    void (*rx_done)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
     /* NULL, or passes on what rx got as received by other ports; returns how many frames, at the
      * front, are left as this one's. */
     unsigned int (*input)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
@@ -189,6 +190,10 @@ struct ff_worker {
     uint8_t out_slot[FF_MAX_PORTS]; /* slot + 1, 0: none */
     unsigned int n_out;
     struct ff_out out[FF_OUT_SLOTS];
+
+    struct ff_vring
+        *untold; /* port_vhost.c: rings whose drivers are to be told before the next loop */
+    unsigned int n_untold;
 
     struct ff_rdma_qp *unposted; /* rdma_send.c: have requests for the next doorbell */
 
@@ -360,6 +365,9 @@ void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port
  */
 bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *frame);
 void ff_rdma_post(struct ff_worker *w);
+
+/* Interrupts the drivers of the rings in w->untold that want it. */
+void ff_vhost_tell(struct ff_worker *w);
 void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,
