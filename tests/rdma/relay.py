@@ -36,6 +36,8 @@ class Wire:
     due: float = 0.0  # when the last frame so far is delivered: none overtakes another when `delay` shrinks
     lost: int = 0  # frames, by `loss`, `cut` or `refused`
     overflowed: int = 0  # frames that the receiver's queue had no room for
+    # When the first frame to a UDP port went on its way (time.monotonic) since a test emptied this; 0 for all else.
+    first: dict[int, float] = field(default_factory=dict)
     # What was delivered or is on its way, by UDP destination port; 0 for all else.
     frames: Counter[int] = field(default_factory=Counter)
     bytes: Counter[int] = field(default_factory=Counter)
@@ -160,6 +162,7 @@ class Relay:
         wire.frames[port] += 1
         wire.bytes[port] += len(frame)
         now = time.monotonic()
+        wire.first.setdefault(port, now)
         wire.due = max(wire.due, now + wire.delay)
         if wire.due > now:
             heapq.heappush(self._late, (wire.due, next(self._numbers), receiver, bytes(frame)))

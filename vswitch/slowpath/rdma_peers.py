@@ -8,6 +8,7 @@ sent its flows by VXLAN before anybody here knows; a new one is made after a whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -41,9 +42,11 @@ QUEUE_PAIRS_QUOTA = 256  # of all peers together
 _BACKOFF_S, _BACKOFF_MAX_S = 0.1, 1.0
 # A peer that failed in use, again and again, loses frames each time: it is used more and more rarely.
 _SETTLED_S = 10.0
+# Who sends hears of a dead host by what is not acknowledged; who is silent for so long sends a mark.
+_SILENT_S = 2.0
 _UNSETTLED, _UNSETTLED_MAX_S = 3, 60.0
 _UNIT_S = 4.096e-6  # InfiniBand specification, section 9.7.6.1.3: a timeout is this times a power of two
-_RETRIES = 7
+_RETRIES = 6  # Linux's rdma_rxe takes 7 for ever: a peer behind a dead link would never fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class _Host:
     failures: int = 0  # since it was last in use
     unsettled: int = 0  # failures soon after it came into use
     timer: asyncio.TimerHandle | None = None
+    sent: int = 0  # messages, at the last look
+    watch: asyncio.TimerHandle | None = None  # the next look, while it is in use
 
 
 class RdmaPeers:
@@ -116,6 +121,7 @@ class RdmaPeers:
         """No more is made; what is there goes with the fast path."""
         for host in self._hosts.values():
             _cancel(host)
+            _unwatch(host)
         for entry in self._ports.values():
             asyncio.get_running_loop().remove_reader(self._switch.fast_path.rdma_device_fd(entry.id))
 
@@ -259,6 +265,7 @@ class RdmaPeers:
                 self._use(name, host)
                 if host.own is not None:
                     host.since, host.used_at, host.failures = time.time(), time.monotonic(), 0
+                    self._watch(name, host)
                     log.info("host %s: reached by RDMA, from %s", name, self._label(host))
         for name, host in list(self._hosts.items()):
             if host.want is not None and host.own is None:
@@ -285,7 +292,21 @@ class RdmaPeers:
             host.timer = None
             self._advance(name, host)
 
+    def _watch(self, name: str, host: _Host) -> None:
+        host.watch = asyncio.get_running_loop().call_later(_SILENT_S, self._look, name)
+
+    def _look(self, name: str) -> None:
+        """Send a mark where nothing else was sent since the last look: the peer fails unless it is acknowledged."""
+        host = self._hosts[name]
+        sent = self._switch.fast_path.rdma_peer(host.number).stats.tx_messages
+        if sent == host.sent:
+            with contextlib.suppress(FastPathError):  # one is on its way, or the peer has failed: an event will tell
+                self._switch.fast_path.rdma_peer_drain(host.number)
+        host.sent = sent
+        self._watch(name, host)
+
     def _end(self, host: _Host) -> None:
+        _unwatch(host)
         if host.own is None:
             return
         del self._by_number[host.number]
@@ -390,3 +411,10 @@ def _cancel(host: _Host) -> None:
     if host.timer is not None:
         host.timer.cancel()
         host.timer = None
+
+
+def _unwatch(host: _Host) -> None:
+    if host.watch is not None:
+        host.watch.cancel()
+        host.watch = None
+    host.sent = 0
