@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.frontend import Feature, FrontEnd
 from tests.polling import until
+from tests.rdma.load import Sender, receive
 from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.types import (
     EXACT,
@@ -30,7 +31,9 @@ from vswitch.slowpath.types import (
     Key,
     PortConfig,
     PortType,
+    RdmaChange,
     RdmaEnd,
+    RdmaWhat,
     Remote,
     Uplink,
 )
@@ -130,6 +133,27 @@ class FastPathHost:
     def use(self, peer: int, remote: int = REMOTE) -> None:
         """Send over the peer; remote 0: no more."""
         self.fp.rdma_peer_use(peer, remote)
+
+    def changes(self, peer: int, n: int, window: int) -> int:
+        """Under load, n planned changes of path: to the peer, away from it, and so on. How many frames were sent."""
+        sender = Sender(self.front, window)
+        for _ in range(n // 2):
+            sender.until(lambda: True)
+            before = self.fp.rdma_peer(peer).stats.tx_messages
+            self.fp.rdma_peer_change(peer, RdmaChange.JOINING)
+            self.use(peer)
+            sender.until(lambda: self.fp.rdma_peer(peer).stats.tx_messages >= before + 2 * window)  # noqa: B023
+            self.fp.rdma_peer_change(peer, RdmaChange.SETTLED)
+            self.fp.rdma_peer_change(peer, RdmaChange.LEAVING)
+            sender.until(lambda: any(e.what is RdmaWhat.DRAINED for e in self._events()))
+            self.use(peer, 0)
+            self.fp.rdma_peer_change(peer, RdmaChange.SETTLED)
+        sender.finish()
+        return sender.sent
+
+    def receive_numbered(self) -> dict[str, int]:
+        """What was wrong with the frames of the other end's `changes`."""
+        return receive(self.front)
 
     def delete(self, peer: int) -> None:
         """End the peer."""

@@ -24,7 +24,7 @@ from vswitch.slowpath.rdma_peers import (
     backoff,
     timeout_exponent,
 )
-from vswitch.slowpath.types import PortState, PortType, RdmaPeer, RdmaState
+from vswitch.slowpath.types import PortState, PortType, RdmaChange, RdmaPeer, RdmaState
 
 
 def gid(number: int) -> IPv6Address:
@@ -112,6 +112,33 @@ class Pair:
 @pytest.fixture
 async def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
+
+
+async def test_frames_wait_for_those_by_vxlan(pair: Pair) -> None:
+    """From before the peer is used until a while later; not for one more tunnel end."""
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    (peer,) = one.fake.peers.values()
+    assert (peer.changes, peer.remotes) == ([RdmaChange.JOINING], {7})
+    await pair.until(lambda: len(peer.changes) > 1)
+    one.want(2, 7, 8)
+    assert peer.remotes == {7, 8}
+    assert peer.changes == [RdmaChange.JOINING, RdmaChange.SETTLED]
+
+
+async def test_a_peer_ends_while_frames_wait(pair: Pair) -> None:
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    (peer,) = one.fake.peers.values()
+    one.want(2)
+    assert not one.fake.peers
+    one.want(2, 7)
+    await pair.until(lambda: one.used == {7} and any(len(p.changes) > 1 for p in one.fake.peers.values()))
+    assert peer.changes == [RdmaChange.JOINING]
 
 
 async def test_both_want_each_other(pair: Pair) -> None:

@@ -40,9 +40,10 @@ static inline struct tpacket2_hdr *slot(const struct packet_dev *d, uint32_t i) 
                                            (size_t)(i & (d->n_frames - 1)) * d->frame_size);
 }
 
-static void packet_rx_done(struct ff_port *port, unsigned int queue) {
+static void packet_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     struct packet_dev *d = port->dev;
 
+    (void)w;
     (void)queue;
     for (; d->lent > 0; d->lent--)
         __atomic_store_n(&slot(d, d->next - d->lent)->tp_status, TP_STATUS_KERNEL,
@@ -81,7 +82,7 @@ static unsigned int packet_rx(struct ff_worker *w, struct ff_port *port, unsigne
         got++;
     }
     if (got == 0) /* then nobody calls it */
-        packet_rx_done(port, queue);
+        packet_rx_done(w, port, queue);
     return got;
 }
 

@@ -196,6 +196,12 @@ struct ff_worker {
     unsigned int n_untold;
 
     struct ff_rdma_qp *unposted; /* rdma_send.c: have requests for the next doorbell */
+    struct ff_rdma_qp *holding;  /* rdma_path.c: have frames that wait for a change of path */
+    unsigned int n_due; /* and barriers received, to be counted once what came before is sent */
+    struct ff_rdma_due {
+        struct ff_rdma_barrier barrier;
+        uint16_t uplink, queue;
+    } due[2 * FF_BURST];
 
     /* upcall.c */
     struct rte_ring *commands; /* control to worker */
@@ -363,7 +369,19 @@ void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port
  * Sends what a vxlan port outputs over the remote's RDMA peer, and takes it over; false, and
  * nothing is done: that way is not open to it. What it sends goes out with ff_rdma_post.
  */
-bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *frame);
+bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                    struct ff_frame *frame);
+/*
+ * Takes a barrier that an uplink received, `len` bytes behind what would be a VXLAN header;
+ * FF_DROP_NONE, or why not.
+ */
+unsigned int ff_rdma_barrier(struct ff_worker *w, const struct ff_port *uplink, unsigned int queue,
+                             const uint8_t *p, uint32_t len);
+/* Sends one behind the frames that went to a remote with the source port of `steer`. */
+void ff_vxlan_barrier(struct ff_worker *w, uint16_t remote, uint16_t steer,
+                      const struct ff_rdma_barrier *barrier);
+/* Lets go what may go of the frames and barriers that wait for a change of path. */
+void ff_rdma_settle(struct ff_worker *w);
 void ff_rdma_post(struct ff_worker *w);
 
 /* Interrupts the drivers of the rings in w->untold that want it. */

@@ -115,6 +115,8 @@ int ff_worker_main(void *arg) {
         n = ff_upcall_commands(w);
         w->mark = unlikely(n > 0) ? rte_rdtsc() : top;
         n += poll_all(w, busy);
+        if (unlikely(w->holding != NULL || w->n_due > 0))
+            ff_rdma_settle(w);
         if (likely(w->untold != NULL))
             ff_vhost_tell(w);
         if (unlikely(w->signal)) {

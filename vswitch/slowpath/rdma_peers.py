@@ -33,7 +33,7 @@ from vswitch.slowpath.rdma_negotiation import (
     queue_pairs,
 )
 from vswitch.slowpath.switch import PortEntry, Switch
-from vswitch.slowpath.types import PortConfig, PortType, RdmaEnd, RdmaStats, RdmaWhat
+from vswitch.slowpath.types import PortConfig, PortType, RdmaChange, RdmaEnd, RdmaStats, RdmaWhat
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class _Host:
     timer: asyncio.TimerHandle | None = None
     sent: int = 0  # messages, at the last look
     watch: asyncio.TimerHandle | None = None  # the next look, while it is in use
+    joining: asyncio.TimerHandle | None = None  # ends the change of path to the own peer
 
 
 class RdmaPeers:
@@ -111,6 +112,7 @@ class RdmaPeers:
     def __init__(self, switch: Switch, say: Callable[[str, Offer], None], timeout_ms: int) -> None:
         self._switch, self._say = switch, say
         self._timeout = timeout_exponent(timeout_ms)
+        self._joining_s = timeout_ms / 1000  # nor does VXLAN hold a frame for longer
         self._hosts: dict[str, _Host] = {}
         self._by_number: dict[int, str] = {}
         self._ports: dict[Local, PortEntry] = {}
@@ -122,6 +124,8 @@ class RdmaPeers:
         for host in self._hosts.values():
             _cancel(host)
             _unwatch(host)
+            if host.joining is not None:
+                host.joining.cancel()
         for entry in self._ports.values():
             asyncio.get_running_loop().remove_reader(self._switch.fast_path.rdma_device_fd(entry.id))
 
@@ -239,6 +243,9 @@ class RdmaPeers:
         """Let frames for the wanted tunnel ends go over the peer, and no others."""
         assert host.want is not None and host.own is not None
         try:
+            if host.own.stage is not Stage.USED:
+                self._switch.fast_path.rdma_peer_change(host.number, RdmaChange.JOINING)
+                host.joining = asyncio.get_running_loop().call_later(self._joining_s, self._joined, name, host)
             if host.used - host.want.remotes:
                 self._switch.fast_path.rdma_peer_use(host.number, 0)
                 host.used = frozenset()
@@ -250,6 +257,14 @@ class RdmaPeers:
             return
         host.own = replace(host.own, stage=Stage.USED)
         host.why = ""
+
+    def _joined(self, name: str, host: _Host) -> None:
+        """What went by VXLAN has come."""
+        host.joining = None
+        try:
+            self._switch.fast_path.rdma_peer_change(host.number, RdmaChange.SETTLED)
+        except FastPathError as error:
+            self._fail(name, host, str(error))
 
     # ---- what the fast path tells ----------------------------------------------------------
 
@@ -309,6 +324,9 @@ class RdmaPeers:
         _unwatch(host)
         if host.own is None:
             return
+        if host.joining is not None:
+            host.joining.cancel()
+            host.joining = None
         del self._by_number[host.number]
         self._switch.fast_path.rdma_peer_del(host.number)
         host.own, host.end, host.number, host.used = None, None, 0, frozenset()

@@ -309,6 +309,14 @@ class RdmaState(IntEnum):
     FAILED = 3
 
 
+class RdmaChange(IntEnum):
+    """`enum ff_rdma_change` of ff_rdma.h."""
+
+    SETTLED = 0
+    JOINING = 1
+    LEAVING = 2
+
+
 class RdmaWhat(IntEnum):
     """`enum ff_rdma_what` of ff_rdma.h."""
 
@@ -340,6 +348,8 @@ class RdmaStats:
     uncertain: int
     doorbells: int
     controls: int
+    held: int
+    unplanned: int
 
 
 @dataclass(frozen=True, slots=True)
