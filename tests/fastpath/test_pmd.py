@@ -67,8 +67,8 @@ def test_frames_pass_both_ways(switch: Switch, device: Device, burst: int) -> No
         assert host.peer.receive() == mixed(1, 2, burst)
         host.peer.send(mixed(2, 1, burst))
         assert peer.receive(burst) == mixed(2, 1, burst)
-        assert switch.sent(port) == burst
         switch.settle()
+        assert switch.sent(port) == burst
 
 
 def test_the_device_is_described(switch: Switch, device: Device) -> None:
