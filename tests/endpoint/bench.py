@@ -119,3 +119,9 @@ def introduce(*containers: Container) -> None:
         for other in containers:
             if other is not owner:
                 map_neighbour(owner.port, other.port)
+
+
+def grant(shortcut: Shortcut, sender: Container, owner: Container) -> None:
+    """Tell a sender that its shortcut's receiver has mapped the owner's memory too."""
+    for region in range(len(owner.port.regions)):
+        sender.port.do(lib.FF_MSG_GRANT, number=shortcut.number_out, region=owner.first_region + region)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.endpoint.bench import POOL, Bench, connect, introduce
+from tests.endpoint.bench import POOL, Bench, connect, grant, introduce
 from tests.endpoint.switchside import Shortcut, map_neighbour
 from vswitch._ff import lib
 
@@ -82,8 +82,7 @@ def test_a_chain_copies_nothing(bench: Bench) -> None:
     introduce(a, b, c)
     connect(a, b)
     to_c = connect(b, c)
-    for region in range(len(a.port.regions)):
-        b.port.do(lib.FF_MSG_GRANT, number=to_c.number_out, region=a.first_region + region)
+    grant(to_c, b, a)
     for number in range(200):
         a.send(b, number, 1, 1500, "2 plain")
         b.receive(1, hold=True)
@@ -111,8 +110,7 @@ def test_a_chain_gives_back_what_it_need_not_send_over(bench: Bench, kept: int) 
     introduce(a, b, c)
     connect(a, b)
     to_c = connect(b, c)
-    for region in range(len(a.port.regions)):
-        b.port.do(lib.FF_MSG_GRANT, number=to_c.number_out, region=a.first_region + region)
+    grant(to_c, b, a)
     a.send(b, 0, 64)
     b.receive(64, hold=True)
     assert b.app.do(f"forward {c.mac}", "sent") == "64"
@@ -131,8 +129,7 @@ def test_a_loop_ends_in_a_copy(bench: Bench) -> None:
     introduce(a, b)
     connect(a, b)
     back = connect(b, a)
-    for region in range(len(a.port.regions)):
-        b.port.do(lib.FF_MSG_GRANT, number=back.number_out, region=a.first_region + region)
+    grant(back, b, a)
     forth = (a, b)
     a.send(b, 3, 1)
     for hop in range(1, lib.FF_SHM_HOPS + 2):
