@@ -9,6 +9,7 @@
  * ends where AddressSanitizer's begins), never more frames than asked for, each of them
  * wholly readable, a stopped queue stays stopped, and an end.
  */
+#include "desc.h"
 #include "eal.h"
 #include "memport.h"
 
@@ -65,13 +66,6 @@ void ff_memport_unmap(struct ff_memport *gone) {
 }
 
 /* ---- set-up ---- */
-
-static void *exactly(size_t size) {
-    void *p = aligned_alloc(64, size);
-
-    CHECK(p != NULL);
-    return p;
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc;
@@ -152,19 +146,8 @@ static void lend_one(struct input *in, bool wild) {
         d.region = take8(in) % 6;
         d.flags = FF_DESC_MARKER;
     }
-    if (wild) {
-        struct ff_shm_desc r = random_desc(in);
-        uint8_t which = take8(in);
-
-        d.offset = which & 1 ? r.offset : d.offset;
-        d.region = which & 2 ? r.region : d.region;
-        d.len = which & 4 ? r.len : d.len;
-        d.before = which & 8 ? r.before : d.before;
-        d.behind = which & 16 ? r.behind : d.behind;
-        d.slot = which & 32 ? r.slot : d.slot;
-        d.lap = which & 64 ? r.lap : d.lap;
-        d.flags = which & 128 ? r.flags : d.flags;
-    }
+    if (wild)
+        d = desc_mix(in, d, random_desc(in));
     ff_desc_put(&ff_ring_desc(lend)[tail++ % SIZE], &d);
 }
 

@@ -8,6 +8,7 @@
  * AddressSanitizer's begins), each frame is wholly readable, a broken ring stays broken, and every
  * buffer of the application is there at the end, once.
  */
+#include "desc.h"
 #include "eal.h"
 #include "net_ff.h"
 
@@ -43,14 +44,6 @@ void ff_control_wake(struct ff_dev *d) {
 }
 
 /* ---- set-up ---- */
-
-static void *exactly(size_t size) {
-    void *p = aligned_alloc(64, size);
-
-    CHECK(p != NULL);
-    memset(p, 0, size);
-    return p;
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     char why[FF_SHM_TEXT];
@@ -172,19 +165,8 @@ static void lend_one(struct input *from, bool wild) {
     if (how & 2)
         d = (struct ff_shm_desc){
             .region = FIRST + 1, .len = 1 + how / 4, .slot = d.slot, .lap = d.lap};
-    if (wild) {
-        struct ff_shm_desc r = random_desc(from);
-        uint8_t which = take8(from);
-
-        d.offset = which & 1 ? r.offset : d.offset;
-        d.region = which & 2 ? r.region : d.region;
-        d.len = which & 4 ? r.len : d.len;
-        d.before = which & 8 ? r.before : d.before;
-        d.behind = which & 16 ? r.behind : d.behind;
-        d.slot = which & 32 ? r.slot : d.slot;
-        d.lap = which & 64 ? r.lap : d.lap;
-        d.flags = which & 128 ? r.flags : d.flags;
-    }
+    if (wild)
+        d = desc_mix(from, d, random_desc(from));
     ff_desc_put(&ff_ring_desc(rings[0])[tail++ % SIZE], &d);
     rings[0]->tail = tail;
 }
