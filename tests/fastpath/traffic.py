@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from tests.fastpath.switch import Attached
+
+SWITCH_INTERVAL = 5e-5  # else the body waits 5 ms for the interpreter after each call into the fast path
 
 
 def traffic(port: Attached, frames: list[bytes]) -> AbstractContextManager[None]:
@@ -33,6 +36,8 @@ def again_and_again(act: Callable[[], object]) -> Iterator[None]:
         except BaseException as error:
             failed.append(error)
 
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     thread = threading.Thread(target=run)
     thread.start()
     try:
@@ -40,4 +45,5 @@ def again_and_again(act: Callable[[], object]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        sys.setswitchinterval(interval)
     assert not failed, failed
