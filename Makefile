@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo | build | test | test-long | test-rdma | asan | fuzz | lint | format | clean
-# make bench-switch | bench-instructions | bench-controller | bench-shortcut | bench-vxlan
+# make bench-switch | bench-instructions | bench-controller | bench-shortcut | bench-vxlan | bench-rdma
 
 SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
@@ -19,7 +19,7 @@ PY_PATHS := vswitch controller tests $(SCRIPTS) setup.py
 FUZZERS := build/fuzz/vring build/fuzz/parser build/fuzz/memport build/fuzz/net_ff
 FUZZ_RUNS ?= 10000000
 
-.PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan clean
+.PHONY: demo build test test-long test-rdma asan fuzz lint format bench-switch bench-instructions bench-controller bench-shortcut bench-vxlan bench-rdma clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -88,6 +88,9 @@ bench-shortcut: build
 bench-vxlan: build
 	scripts/install-deps --bench
 	$(PYTHON) -m tests.bench.vxlan
+
+bench-rdma: build build/rdma.stamp
+	$(PYTHON) -m tests.bench.rdma
 
 clean:
 	rm -rf build .venv *.egg-info .*_cache vswitch/_ff.*.so controller/proto/*_pb2*

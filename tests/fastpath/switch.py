@@ -99,8 +99,8 @@ class Switch:
         """Ports h1 .. hn."""
         return [self.add(f"h{number}", **options) for number in range(1, n + 1)]
 
-    def add_pmd(self, name: str, devargs: str, **options: Any) -> Attached:
-        port = self.add_config(PortConfig(name, PortType.PMD, devargs=devargs, **options))
+    def add_pmd(self, name: str, devargs: str, kind: PortType = PortType.PMD, **options: Any) -> Attached:
+        port = self.add_config(PortConfig(name, kind, devargs=devargs, **options))
         self.wait_state(port, PortState.READY)
         return port
 

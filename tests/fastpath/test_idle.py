@@ -18,7 +18,7 @@ from tests.fastpath.switch import Attached, Switch
 from tests.fastpath.traffic import kick_storm
 from tests.fastpath.wire import Wire
 from tests.frontend import Feature
-from vswitch.slowpath.types import PortState
+from vswitch.slowpath.types import PortState, PortType
 
 RINGS: dict[str, dict[str, Any]] = {
     "split": {},
@@ -225,6 +225,18 @@ def test_a_device_without_interrupts(switch: Switch) -> None:
             pass_one(a, b, number)
             peer.send(numbered(1, 2, 1, start=number))
             assert a.peer.wait_received(1) == numbered(1, 2, 1, start=number)
+
+
+def test_a_packet_socket_wakes_its_worker(switch: Switch) -> None:
+    with wire.veth() as (ours, theirs), Wire(theirs) as peer:
+        device = switch.add_pmd("wire", ours, PortType.PACKET)
+        host = switch.add("host")
+        switch.policy = lambda _: ((), ())
+        switch.install(flow(output(host.id), in_port=device.id, eth_src=mac(1)))
+        for number in range(10):
+            wait_asleep(switch)
+            peer.send(numbered(1, 2, 1, start=number))
+            assert host.peer.wait_received(1) == numbered(1, 2, 1, start=number)
 
 
 def test_ports_added_while_workers_sleep(switch: Switch) -> None:

@@ -37,7 +37,10 @@ def check(data: bytes) -> Drop:
         message(),
         message(bytes(1)),
         message(bytes(lib.FF_RDMA_FRAME_MAX)),
-        *(message(b"", type=kind) for kind in (lib.FF_RDMA_CREDIT, lib.FF_RDMA_MARK, lib.FF_RDMA_MARKED)),
+        *(
+            message(b"", type=kind)
+            for kind in (lib.FF_RDMA_CREDIT, lib.FF_RDMA_MARK, lib.FF_RDMA_MARKED, lib.FF_RDMA_CAME)
+        ),
     ],
 )
 def test_messages_that_are_right(data: bytes) -> None:
@@ -52,7 +55,7 @@ def test_messages_that_are_right(data: bytes) -> None:
         (message(magic=b"FFRd"), Drop.RDMA_MALFORMED),
         (message(version=2), Drop.RDMA_MALFORMED),
         (message(type=0), Drop.RDMA_MALFORMED),
-        (message(b"", type=5), Drop.RDMA_MALFORMED),
+        (message(b"", type=6), Drop.RDMA_MALFORMED),
         (message(length=59), Drop.RDMA_MALFORMED),
         (message(length=61), Drop.RDMA_MALFORMED),
         (message(b""), Drop.RDMA_MALFORMED),

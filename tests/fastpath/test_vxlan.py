@@ -209,6 +209,7 @@ def test_other_frames_are_left_to_the_flows(switch: Switch, overlay: Overlay) ->
     ("change", "reason"),
     [
         (lambda p: p[VXLAN].setfieldval("flags", 0), Drop.TUNNEL_MALFORMED),
+        (lambda p: p[VXLAN].fields.update(flags=0, vni=0), Drop.RDMA_EPOCH),  # a barrier of nobody's
         (lambda p: p[UDP].setfieldval("len", 15), Drop.TUNNEL_MALFORMED),
         (lambda p: p[UDP].setfieldval("len", 29), Drop.TUNNEL_MALFORMED),
         (lambda p: p[UDP].setfieldval("len", 3000), Drop.TUNNEL_MALFORMED),

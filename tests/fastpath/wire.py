@@ -39,9 +39,13 @@ def veth() -> Iterator[tuple[str, str]]:
         subprocess.run(["ip", "link", "del", left], check=False, capture_output=True)
 
 
-def up(interface: str) -> None:
+def up(interface: str, mtu: int = 1500) -> None:
     Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
-    _ip("link", "set", interface, "up")
+    _ip("link", "set", interface, "up", "mtu", str(mtu))
+
+
+def down(interface: str) -> None:
+    _ip("link", "set", interface, "down")
 
 
 def _ip(*words: str) -> None:

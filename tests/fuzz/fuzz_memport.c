@@ -198,7 +198,7 @@ static void turn(unsigned int n) {
     if (got > 0)
         sent = ops->tx(worker, &port_to, 0, frames, got);
     CHECK(sent.packets + sent.accounted <= got && (out_ran || sent.packets == 0));
-    ops->rx_done(&port, 0);
+    ops->rx_done(worker, &port, 0);
     CHECK(m.in[0].n_taken == 0);
     CHECK(atomic_load(&m.in[0].active) <= in_ran && atomic_load(&to.out[0].active) <= out_ran);
     CHECK(stops - before == (unsigned int)(in_ran - atomic_load(&m.in[0].active)) +

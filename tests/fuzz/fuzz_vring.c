@@ -229,7 +229,8 @@ static void give_back(struct guest *g, unsigned int taken) {
     uint16_t slot = g->used;
     bool wrap = g->used_wrap;
 
-    ff_vring_rx_done(&g->vq);
+    if (ff_vring_rx_done(&g->vq))
+        ff_vring_notify(&g->vq);
     CHECK(g->vq.taken == 0);
     if (!g->honest) {
         check_called(g, false);
@@ -314,6 +315,8 @@ static void send_burst(struct guest *g) {
 
     if (n_frames > 0 && !g->stopped) {
         sent = ff_vring_tx(&g->vq, frames, n_frames, &too_long);
+        if (sent.packets > 0)
+            ff_vring_notify(&g->vq);
         CHECK(sent.packets + too_long <= n_frames);
         CHECK(!g->vq.packed || g->vq.taken == 0);
         check_sane(g);

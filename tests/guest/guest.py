@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 TROUBLE = re.compile(r"BUG:|WARNING:|Oops|Kernel panic|id \d+ (is not a head|out of range)|NETDEV WATCHDOG")
 PANIC_TOLD = re.compile(r"end Kernel panic")  # after the trace
+RESET_STATUS = 128 + 9  # as of what is killed
 NO_OFFLOADS = ("csum", "guest_csum", "gso", *(f"{end}_{kind}" for end in ("guest", "host") for kind in
                ("tso4", "tso6", "ecn", "ufo")))  # fmt: skip
 
@@ -163,7 +164,18 @@ class Guest:
         if self._layers:
             kernel_options += f" layers={','.join(DISKS[: len(self._layers)])}"
         command = [
-            *("qemu-system-x86_64", "-name", self.name, "-nodefaults", "-display", "none"),
+            # It goes with us even when we are killed; setpriv becomes QEMU, so the pid is its.
+            *(
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "qemu-system-x86_64",
+                "-name",
+                self.name,
+                "-nodefaults",
+                "-display",
+                "none",
+            ),
             *("-machine", "q35,accel=tcg,memory-backend=mem", "-cpu", "max", "-smp", str(self._cpus)),
             # A back-end maps the guest's memory, which therefore has to be a file.
             *("-object", f"memory-backend-memfd,id=mem,size={self._memory_mb}M,share=on", "-m", str(self._memory_mb)),
@@ -207,6 +219,11 @@ class Guest:
                 raise GuestError(f"{self.name}: {condition!r} is not so within {seconds:.0f} s: {output}{self._tail()}")
             await asyncio.sleep(LOOK_SECONDS)
 
+    @property
+    def pid(self) -> int:
+        """QEMU's."""
+        return self._process.pid
+
     @contextlib.asynccontextmanager
     async def job(self, commands: str) -> AsyncIterator[Job]:
         """Start lines of shell beside what `run` runs; they and all that they started end with the context."""
@@ -220,9 +237,16 @@ class Guest:
                 await job.stop("KILL")
 
     def reset(self) -> None:
-        """Reset the machine at once, without a word to its devices' drivers; `booted` waits for the new start."""
+        """Reset the machine at once, without a word to its devices' drivers; `booted` waits for the new start.
+
+        What runs there ends with RESET_STATUS, jobs too.
+        """
         self._booted = asyncio.get_running_loop().create_future()
         self._send("run", "echo b >/proc/sysrq-trigger")
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result((RESET_STATUS, f"{self.name} was reset"))
+        self._answers.clear()
 
     async def stop(self) -> None:
         """End QEMU; GuestError when the kernel has complained meanwhile."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.guest import root
 from tests.guest.guest import Guest, PluggedNic
 from tests.guest.image import CACHE
-from tests.rdma.relay import Relay
+from tests.rdma.relay import BUFFER_BYTES, Relay
 
 DEVICE = "rxe0"
 GID_INDEX = 1  # RoCE v2 with the IPv4 address; index 0 has the link-local one, 2 the IPv6 one
@@ -70,16 +71,38 @@ async def start(*names: str, cpus: int = CPUS, memory_mb: int = MEMORY_MB, mtu: 
     Each has Debian, this working tree with its virtual environment at the same path as here, and ffswitch's commands in
     its PATH.
     """
-    macs = {name: f"02:00:00:00:01:{number:02x}" for number, name in enumerate(names, 1)}
+    macs = _macs(names)
+    with Relay(macs) as relay:
+        nics = {name: PluggedNic(relay.plugs[name].socket, mac) for name, mac in macs.items()}
+        async with _boot(nics, cpus, memory_mb, mtu) as hosts:
+            yield Bed(hosts, relay)
+
+
+@contextlib.asynccontextmanager
+async def direct(left: str, right: str) -> AsyncIterator[tuple[Host, ...]]:
+    """The same with a link that nobody controls, and that costs no more than a system call a frame at each end."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ends[0], ends[1]:
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        nics = {name: PluggedNic(end, mac) for (name, mac), end in zip(_macs((left, right)).items(), ends, strict=True)}
+        async with _boot(nics, CPUS, MEMORY_MB, MTU) as hosts:
+            yield hosts
+
+
+def _macs(names: Sequence[str]) -> dict[str, str]:
+    return {name: f"02:00:00:00:01:{number:02x}" for number, name in enumerate(names, 1)}
+
+
+@contextlib.asynccontextmanager
+async def _boot(nics: Mapping[str, PluggedNic], cpus: int, memory_mb: int, mtu: int) -> AsyncIterator[tuple[Host, ...]]:
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bed-", dir=CACHE)))
         layers = await asyncio.to_thread(lambda: (root.tree(directory), root.system()))
-        relay = stack.enter_context(Relay(macs))
         hosts = []
-        for number, (name, mac) in enumerate(macs.items(), 1):
-            nic = PluggedNic(relay.plugs[name].socket, mac)
+        for number, (name, nic) in enumerate(nics.items(), 1):
             guest = Guest(name, [nic], cpus=cpus, memory_mb=memory_mb, layers=layers)
             await stack.enter_async_context(guest)
-            hosts.append(Host(guest, f"10.77.0.{number}", f"fd77::{number}", mac))
+            hosts.append(Host(guest, f"10.77.0.{number}", f"fd77::{number}", nic.mac))
         await asyncio.gather(*(host.configure(mtu) for host in hosts))
-        yield Bed(tuple(hosts), relay)
+        yield tuple(hosts)

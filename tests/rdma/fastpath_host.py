@@ -11,6 +11,7 @@ import json
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from tests.frontend import Feature, FrontEnd
 from tests.polling import until
+from tests.rdma.load import Sender, receive
 from vswitch.slowpath.fastpath import FastPath
 from vswitch.slowpath.types import (
     EXACT,
@@ -29,7 +31,9 @@ from vswitch.slowpath.types import (
     Key,
     PortConfig,
     PortType,
+    RdmaChange,
     RdmaEnd,
+    RdmaWhat,
     Remote,
     Uplink,
 )
@@ -41,6 +45,10 @@ MACS = bytes.fromhex("0200000000bb0200000000aa")
 OFFLOADS = Feature.CSUM | Feature.HOST_TSO4 | Feature.GUEST_CSUM | Feature.GUEST_TSO4
 REQUESTS, ANSWERS = "/tmp/fastpath.requests", "/tmp/fastpath.answers"
 SECONDS = 60.0
+# A burst of super-frames is a thousand packets.
+UPLINK = "net_af_packet0,iface=eth0,framecnt=2048,blocksz=65536"
+LOAD_BURST = 4
+LAST = 2**62
 SLEEP_US = 5000  # net_af_packet is looked at so often: its looks are dear under emulation
 
 
@@ -65,18 +73,23 @@ class FastPathHost:
         self.id: dict[str, int] = {}
         self.peers: set[int] = set()
 
-    def open(self, here: Sequence[str], there: Sequence[str], workers: int) -> None:
-        """Start with all ports but the device, and all flows. `here` and `there`: IPv4 address and MAC."""
+    def open(self, here: Sequence[str], there: Sequence[str], workers: int, application: str = "") -> None:
+        """Start with all ports but the device, and all flows. `here` and `there`: IPv4 address and MAC.
+
+        The endpoint is an `application` that has this socket, else this process.
+        """
         eal = ["--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"]
         lcores = ",".join(f"{number}@1" for number in range(1, workers + 1))
         self.fp = FastPath.start([*eal, f"--lcores=0@0,{lcores}"], 16384, 512)
         self.fp.idle_set(50, SLEEP_US)
-        socket = str(Path(tempfile.mkdtemp()) / "socket")
-        self.front = FrontEnd(socket, rx_ring=1024, tx_ring=1024, features=OFFLOADS)
+        socket = application or str(Path(tempfile.mkdtemp()) / "socket")
+        if not application:
+            self.front = FrontEnd(socket, rx_ring=1024, tx_ring=1024, features=OFFLOADS)
         self._add(PortConfig("endpoint", socket=socket, mtu=MTU))
-        self.front.connect()
+        if not application:
+            self.front.connect()
         self._add(PortConfig("network", PortType.VXLAN, vni=VNI, mtu=MTU))
-        self._add(PortConfig("uplink", PortType.PMD, devargs="net_af_packet0,iface=eth0", mtu=1500))
+        self._add(PortConfig("uplink", PortType.PMD, devargs=UPLINK, mtu=1500))
         self.fp.uplink_set(self.id["uplink"], Uplink(_ipv4(here[0])))
         way = Remote(self.id["uplink"], _ipv4(here[0]), _ipv4(there[0]), _raw(here[1]), _raw(there[1]))
         self.fp.remote_set(REMOTE, way)
@@ -120,6 +133,27 @@ class FastPathHost:
     def use(self, peer: int, remote: int = REMOTE) -> None:
         """Send over the peer; remote 0: no more."""
         self.fp.rdma_peer_use(peer, remote)
+
+    def changes(self, peer: int, n: int, window: int) -> int:
+        """Under load, n planned changes of path: to the peer, away from it, and so on. How many frames were sent."""
+        sender = Sender(self.front, window)
+        for _ in range(n // 2):
+            sender.until(lambda: True)
+            before = self.fp.rdma_peer(peer).stats.tx_messages
+            self.fp.rdma_peer_change(peer, RdmaChange.JOINING)
+            self.use(peer)
+            sender.until(lambda: self.fp.rdma_peer(peer).stats.tx_messages >= before + 2 * window)  # noqa: B023
+            self.fp.rdma_peer_change(peer, RdmaChange.SETTLED)
+            self.fp.rdma_peer_change(peer, RdmaChange.LEAVING)
+            sender.until(lambda: any(e.what is RdmaWhat.DRAINED for e in self._events()))
+            self.use(peer, 0)
+            self.fp.rdma_peer_change(peer, RdmaChange.SETTLED)
+        sender.finish()
+        return sender.sent
+
+    def receive_numbered(self) -> dict[str, int]:
+        """What was wrong with the frames of the other end's `changes`."""
+        return receive(self.front)
 
     def delete(self, peer: int) -> None:
         """End the peer."""
@@ -180,6 +214,49 @@ class FastPathHost:
         """The endpoint sends `frames`."""
         self.front.send(frames(sizes, seed), burst=burst)
         self.front.flush()
+
+    def load(self) -> None:
+        """Begin to send frames with numbers, a few at a time, until `unload`."""
+        self.loaded, self.loading = 0, True
+        self.thread = threading.Thread(target=self._load)
+        self.thread.start()
+
+    def unload(self) -> int:
+        """End it; how many frames there were."""
+        self.loading = False
+        self.thread.join()
+        return self.loaded
+
+    def _load(self) -> None:
+        while self.loading:
+            self.send_numbered(LOAD_BURST)
+
+    def send_numbered(self, n: int) -> None:
+        """Send the next n frames with numbers."""
+        numbers = range(self.loaded, self.loaded + n)
+        self.front.send([MACS + b"\x88\xb5" + number.to_bytes(46) for number in numbers])
+        self.front.flush()
+        self.loaded += n
+
+    def collect(self) -> None:
+        """Begin to take frames with numbers."""
+        self.numbers: list[int] = []
+        self.thread = threading.Thread(target=self._collect)
+        self.thread.start()
+
+    def _collect(self) -> None:
+        while not self.numbers or self.numbers[-1] != LAST:
+            self.numbers += [int.from_bytes(frame[14:]) for frame in self.front.wait_received(1, SECONDS)]
+
+    def collected(self) -> list[int]:
+        """Their numbers, in the order in which they came; the one that `send_last` sent is awaited, and left out."""
+        self.thread.join()
+        return self.numbers[:-1]
+
+    def send_last(self) -> None:
+        """Send a frame after which no more comes."""
+        self.loaded = LAST
+        self.send_numbered(1)
 
     def send_request(self, frame: str, header: str) -> None:
         """The endpoint sends a frame with a virtio-net header."""

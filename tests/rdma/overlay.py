@@ -53,7 +53,13 @@ class Overlay:
 
     async def until(self, which: int, pattern: str, command: str = "explain web0 db0") -> str:
         """Wait until what a command of ffswitch prints on a host has a line that matches, and return it all."""
-        await self.hosts[which].guest.until(f"ffswitch {command} >/tmp/said; grep -Eq '{pattern}' /tmp/said", SECONDS)
+        try:
+            await self.hosts[which].guest.until(
+                f"ffswitch {command} >/tmp/said; grep -Eq '{pattern}' /tmp/said", SECONDS
+            )
+        except GuestError as error:
+            error.add_note(f"{await self.hosts[which].guest.run('cat /tmp/said')}\n{await self.counters()}")
+            raise
         return await self.hosts[which].guest.run("cat /tmp/said")
 
     async def counters(self) -> str:

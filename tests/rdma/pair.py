@@ -60,7 +60,14 @@ class Pair:
         self.ends = (left, right)
         self.peers = [0, 0]
 
-    async def join(self, queue_pairs: int = 1, timeout: int = 14, retries: int = 7) -> None:  # noqa: ASYNC109
+    async def join(
+        self,
+        queue_pairs: int = 1,
+        timeout: int = 14,  # noqa: ASYNC109
+        retries: int = 7,
+        *,
+        use: bool = True,
+    ) -> None:
         """Connect a new peer at each end and use it."""
         ends = []
         for number, end in enumerate(self.ends):
@@ -69,7 +76,8 @@ class Pair:
         for end, peer, told in zip(self.ends, self.peers, reversed(ends), strict=True):
             await end.call("connect", peer, told, EPOCH, timeout, retries)
         for end, peer in zip(self.ends, self.peers, strict=True):
-            await end.call("use", peer)
+            if use:
+                await end.call("use", peer)
 
     async def part(self) -> None:
         """End the peers that there are, and forget what came."""

@@ -33,9 +33,12 @@ class Wire:
     delay: float = 0.0  # seconds
     cut: bool = False
     refused: frozenset[int] = frozenset()  # UDP destination ports whose frames are lost
+    slow: dict[int, float] = field(default_factory=dict)  # more seconds for frames to these UDP ports
     due: float = 0.0  # when the last frame so far is delivered: none overtakes another when `delay` shrinks
     lost: int = 0  # frames, by `loss`, `cut` or `refused`
     overflowed: int = 0  # frames that the receiver's queue had no room for
+    # When the first frame to a UDP port went on its way (time.monotonic) since a test emptied this; 0 for all else.
+    first: dict[int, float] = field(default_factory=dict)
     # What was delivered or is on its way, by UDP destination port; 0 for all else.
     frames: Counter[int] = field(default_factory=Counter)
     bytes: Counter[int] = field(default_factory=Counter)
@@ -105,10 +108,15 @@ class Relay:
         for wire in self.wires.values():
             wire.refused = frozenset(ports)
 
-    def heal(self) -> None:
-        """Undo what `cut`, `refuse` and `impair` did."""
+    def slow(self, port: int, delay: float) -> None:
+        """Let others overtake the frames to this UDP port, on every wire."""
         for wire in self.wires.values():
-            wire.cut, wire.refused, wire.loss, wire.delay = False, frozenset(), 0.0, 0.0
+            wire.slow = {port: delay}
+
+    def heal(self) -> None:
+        """Undo what `cut`, `refuse`, `slow` and `impair` did."""
+        for wire in self.wires.values():
+            wire.cut, wire.refused, wire.loss, wire.delay, wire.slow = False, frozenset(), 0.0, 0.0, {}
 
     # ---- its thread -------------------------------------------------------------
 
@@ -160,9 +168,11 @@ class Relay:
         wire.frames[port] += 1
         wire.bytes[port] += len(frame)
         now = time.monotonic()
+        wire.first.setdefault(port, now)
         wire.due = max(wire.due, now + wire.delay)
-        if wire.due > now:
-            heapq.heappush(self._late, (wire.due, next(self._numbers), receiver, bytes(frame)))
+        due = wire.due + wire.slow.get(port, 0.0)
+        if due > now:
+            heapq.heappush(self._late, (due, next(self._numbers), receiver, bytes(frame)))
         else:
             self._send(receiver, frame)
 

@@ -23,7 +23,6 @@ from controller.proto.ffswitch_pb2_grpc import AdminStub
 from controller.security.authority import KeyPair, host_uri, key_pem, new_key, signing_request
 from controller.security.client import secure_channel
 from controller.security.files import ADMIN, HOST, Identity, initialise, load_authority, load_identity, save_identity
-from tests.system.etcd import EtcdCluster
 from vswitch.slowpath.agent.kept import read_object
 from vswitch.slowpath.agent.session import CONTROLLERS, Refusal, Session, Target
 
@@ -32,16 +31,16 @@ _RUN = "import sys; from controller.cli.{0} import main; sys.exit(main())"
 
 
 class Controllers:
-    """`size` controllers, c0 and on, each with its directory, address and log. End them with `stop`."""
+    """Controllers c0 and on, each with its directory, address and log. End them with `stop`."""
 
-    def __init__(self, directory: Path, etcd: EtcdCluster, size: int) -> None:
-        """None of them runs yet."""
+    def __init__(self, directory: Path, stores: Sequence[Sequence[str]]) -> None:
+        """None of them runs yet. `stores`: the members of etcd that each knows."""
         self.directory = directory
         self.targets: list[Target] = []
-        self._store = "etcd:" + ",".join(etcd.endpoints)
-        self._processes: list[Process | None] = [None] * size
+        self._stores = ["etcd:" + ",".join(endpoints) for endpoints in stores]
+        self._processes: list[Process | None] = [None] * len(stores)
         initialise(directory / "c0", datetime.now(UTC))
-        for index in range(size):
+        for index in range(len(stores)):
             self.targets.append(_lasting_target(self.targets))
             if index:
                 shutil.copytree(directory / "c0", directory / f"c{index}")
@@ -53,7 +52,7 @@ class Controllers:
     async def _start(self, index: int) -> None:
         host, port = self.targets[index]
         options = ["--state-dir", str(self.directory / f"c{index}"), "--listen", f"{host}:{port}", "--heartbeat", "1"]
-        options += ["--store", self._store, "--name", f"c{index}", "-v"]
+        options += ["--store", self._stores[index], "--name", f"c{index}", "-v"]
         with (self.directory / f"c{index}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *_command("ffcontroller", "run", *options), stdout=PIPE, stderr=log

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An etcd cluster on free loopback ports, its members child processes with data directories of their own."""
+"""An etcd cluster on free loopback ports, its members child processes with data directories of their own.
+
+With a network namespace for each, members reach each other by its `eth0`, which can be cut.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,37 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tests.system.doorway import doorway
+from tests.system.underlay import ip
 
 
 class EtcdCluster:
     """Three members by default. `endpoints` is for EtcdStore. End it with `stop`."""
 
-    def __init__(self, directory: Path, size: int = 3, *options: str, scheme: str = "http") -> None:
+    def __init__(
+        self, directory: Path, size: int = 3, *options: str, scheme: str = "http", hosts: Sequence[str] = ()
+    ) -> None:
         """Start the members; data and logs go to `directory`. They answer a little later: clients wait by themselves.
 
-        `options` are etcd's, for each member; `scheme` is that of the clients.
+        `options` are etcd's, for each member; `scheme` is that of the clients; `hosts` are namespaces `on_a_bridge`.
         """
         self._directory = directory
+        self._hosts = hosts
         ports = _free_ports(2 * size)
         self._peers = [f"http://127.0.0.1:{port}" for port in ports[:size]]
+        if hosts:
+            self._peers = [f"http://192.0.2.{number}:2380" for number in range(1, size + 1)]
         self.endpoints = [f"127.0.0.1:{port}" for port in ports[size:]]
         self._options = options
         self._scheme = scheme
         self._members: list[subprocess.Popen[bytes] | None] = [None] * size
+        self._doors = contextlib.ExitStack()
         try:
+            for netns, port in zip(hosts, ports[size:], strict=False):
+                self._doors.enter_context(doorway(netns, port))
             for index in range(size):
                 self.start(index)
         except BaseException:
@@ -44,6 +58,8 @@ class EtcdCluster:
         # Machines that run tests are busy: members that miss heartbeats would elect all the time.
         command += ["--heartbeat-interval", "100", "--election-timeout", "1000", "--logger", "zap"]
         command += ["--initial-cluster", cluster, "--initial-cluster-token", str(os.getpid()), *self._options]
+        if self._hosts:
+            command = ["ip", "netns", "exec", self._hosts[index], *command]
         with (self._directory / f"m{index}.log").open("ab") as log:
             self._members[index] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
@@ -62,8 +78,16 @@ class EtcdCluster:
     def resume(self, index: int) -> None:
         self._signal(index, signal.SIGCONT)
 
+    def cut(self, index: int) -> None:
+        """Take a member's link to the others down; its clients still reach it."""
+        ip("link", "set", "eth0", "down", netns=self._hosts[index])
+
+    def mend(self, index: int) -> None:
+        ip("link", "set", "eth0", "up", netns=self._hosts[index])
+
     def stop(self) -> None:
         """Kill what runs. More than once does no harm."""
+        self._doors.close()
         for index, member in enumerate(self._members):
             if member is not None:
                 member.kill()
@@ -81,9 +105,11 @@ class EtcdCluster:
 
 
 @contextlib.contextmanager
-def etcd_cluster(directory: Path, size: int = 3, *options: str, scheme: str = "http") -> Iterator[EtcdCluster]:
+def etcd_cluster(
+    directory: Path, size: int = 3, *options: str, scheme: str = "http", hosts: Sequence[str] = ()
+) -> Iterator[EtcdCluster]:
     """A cluster that ends with the block."""
-    cluster = EtcdCluster(directory, size, *options, scheme=scheme)
+    cluster = EtcdCluster(directory, size, *options, scheme=scheme, hosts=hosts)
     try:
         yield cluster
     finally:

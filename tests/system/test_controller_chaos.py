@@ -166,7 +166,9 @@ async def test_nothing_is_lost_or_given_twice_whatever_dies(tmp_path: Path, seco
             await chaos.run(seconds)
             await chaos.settle()
             assert not [wrong for host in made.hosts for wrong in host.wrong]
-            found = {item.name: item for item in check_store(await stored(made.etcd)) if isinstance(item, Endpoint)}
+            found = {
+                item.name: item for item in check_store(await stored(made.etcd.endpoints)) if isinstance(item, Endpoint)
+            }
             assert {name: item.host for name, item in found.items()} == {
                 name: host.name for name, host in chaos.places.items()
             }

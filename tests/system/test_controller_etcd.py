@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from controller.model import Endpoint, Host, HostState, Kind, Object
+from controller.model import Endpoint, Host, HostState, Kind, Object, key_of
 from controller.service.keys import (
     ADDRESS,
     LEADER,
@@ -32,6 +32,7 @@ from controller.store.etcd import EtcdStore
 from tests.agents import FakeAgent
 from tests.system.controllers import DEADLINE, Controllers, SessionHost, running, until
 from tests.system.etcd import EtcdCluster, etcd_cluster
+from tests.system.underlay import on_a_bridge
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -93,12 +94,16 @@ class Stand:
 
 
 @contextlib.asynccontextmanager
-async def stand(directory: Path, size: int) -> AsyncIterator[Stand]:
-    """Three members, `size` controllers of which c0 leads, and both networks."""
-    with etcd_cluster(directory) as etcd:
-        controllers = Controllers(directory, etcd, size)
+async def stand(directory: Path, size: int, hosts: Sequence[str] = ()) -> AsyncIterator[Stand]:
+    """Three members, `size` controllers of which c0 leads, and both networks.
+
+    With a namespace for each member, a controller knows but the one of its number, and `truth` but the others than m0.
+    """
+    with etcd_cluster(directory, hosts=hosts) as etcd:
+        stores = [[etcd.endpoints[index]] if hosts else etcd.endpoints for index in range(size)]
+        controllers = Controllers(directory, stores)
         changed = asyncio.Event()
-        async with EtcdStore(etcd.endpoints) as store:
+        async with EtcdStore(etcd.endpoints[1:] if hosts else etcd.endpoints) as store:
             truth = State(store, ROOT)
             following = asyncio.create_task(truth.run())
             try:
@@ -115,9 +120,9 @@ async def stand(directory: Path, size: int) -> AsyncIterator[Stand]:
                 await asyncio.gather(following, return_exceptions=True)
 
 
-async def stored(etcd: EtcdCluster) -> dict[str, KeyValue]:
+async def stored(endpoints: Sequence[str]) -> dict[str, KeyValue]:
     """All that the store has, asked anew."""
-    async with EtcdStore(etcd.endpoints) as store:
+    async with EtcdStore(endpoints) as store:
         return {item.key: item for item in (await store.range(ROOT)).items}
 
 
@@ -183,7 +188,7 @@ async def test_a_controller_that_stood_still_is_refused(tmp_path: Path) -> None:
         await made.controllers.kill(1)
         assert await made.leader(0, second) > second
         assert f"epoch {first} " in made.controllers.log(0)
-        check_store(await stored(made.etcd))
+        check_store(await stored(made.etcd.endpoints))
 
 
 async def test_an_apply_killed_in_the_middle_leaves_whole_objects_and_is_finished_by_the_next(tmp_path: Path) -> None:
@@ -197,7 +202,7 @@ async def test_an_apply_killed_in_the_middle_leaves_whole_objects_and_is_finishe
         await made.controllers.kill(0)
         code, _, errors = await applying
         assert code == 1 and errors.count("\n") == 1, errors
-        items = await stored(made.etcd)
+        items = await stored(made.etcd.endpoints)
         before = {item.name: item for item in check_store(items) if isinstance(item, Endpoint)}
         assert 0 < len(before) < len(names)
         assert all(declared_key((Kind.ENDPOINT, name)) in items for name in before)
@@ -206,7 +211,7 @@ async def test_an_apply_killed_in_the_middle_leaves_whole_objects_and_is_finishe
         assert len(before) <= progress.done < progress.of, (len(before), progress)
         await made.controllers.apply(0, manifest)
         assert not (await made.controllers.status(0)).HasField("unfinished")
-        items = await stored(made.etcd)
+        items = await stored(made.etcd.endpoints)
         after = {item.name: item for item in check_store(items) if isinstance(item, Endpoint)}
         assert after.keys() == names and before.items() <= after.items()
         assert not [item for item in check_store(items) if isinstance(item, Host)]
@@ -238,4 +243,39 @@ async def test_hosts_keep_what_they_have_while_the_store_is_cut_off(tmp_path: Pa
             await until(made.changed, lambda: mine.has("late0") and not made.differ(), made.differ)
             assert other.endpoint("late0") is not None and other.endpoint("web0") == known[1][Kind.ENDPOINT, "web0"]
             assert not mine.wrong and not other.wrong
-        check_store(await stored(made.etcd))
+        check_store(await stored(made.etcd.endpoints))
+
+
+@pytest.mark.long
+async def test_a_controller_behind_a_cut_hands_over(tmp_path: Path) -> None:
+    """A member loses its link to the other two, with the leading controller beside it, which hosts still reach."""
+    with on_a_bridge(3) as names:
+        async with stand(tmp_path, 2, names) as made:
+            mine, other = made.host("h0", 0), made.host("h1", 1)
+            async with running(made.hosts):
+                mine.add("web0", "blue")
+                other.add("db0", "blue")
+                await until(made.changed, lambda: mine.has("web0") and other.has("db0") and not made.differ())
+                first, before = made.truth.epoch, mine.endpoint("web0")
+                made.etcd.cut(0)
+                second = await made.leader(1, first)
+                mine.add("late0", "blue")
+                await until(made.changed, lambda: mine.has("late0") and not made.differ(), made.describe)
+                assert mine.session.standing.controller.endswith(str(made.controllers.targets[1][1]))
+                code, _, errors = await made.controllers.ctl(0, "apply", "-f", "-", stdin=BLUE.replace("100", "102"))
+                assert code == 1 and errors.count("\n") == 1 and "etcd" in errors, errors
+                made.etcd.mend(0)
+                # What the member missed is there, and the controller beside it is one that may lead.
+                await made.controllers.apply(0, "kind: Network\nname: late\nvni: 103\nsubnets: [10.3.0.0/20]\n")
+                by_itself, by_others = [
+                    {key_of(item) for item in check_store(await stored(endpoints))}
+                    for endpoints in (made.etcd.endpoints[:1], made.etcd.endpoints[1:])
+                ]
+                assert by_itself == by_others >= {(Kind.ENDPOINT, "late0"), (Kind.NETWORK, "late")}
+                await made.controllers.kill(1)
+                assert await made.leader(0, second) > second
+                other.add("db1", "blue")
+                await until(made.changed, lambda: mine.endpoint("db1") is not None and not made.differ(), made.describe)
+                assert mine.endpoint("web0") == before
+                assert not mine.wrong and not other.wrong
+            check_store(await stored(made.etcd.endpoints))

@@ -37,6 +37,7 @@ class Pair:
     """Two hosts with a container each, h1 with the controller."""
 
     controller: Controller
+    names: tuple[str, str]  # their namespaces
     hosts: tuple[Ffswitchd, Ffswitchd]
     web: Container
     db: Container
@@ -65,7 +66,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         stack.callback(db.front.close)
         for host in hosts:
             until(host, "status", lambda status: any(remote["mac"] for remote in status["remotes"]))
-        yield Pair(controller, (hosts[0], hosts[1]), web, db)
+        yield Pair(controller, names, (hosts[0], hosts[1]), web, db)
 
 
 def received(front: FrontEnd, n: int) -> list[bytes]:
@@ -78,6 +79,24 @@ def test_frames_cross_byte_for_byte(pair: Pair) -> None:
         frames = [sender.to(receiver, bytes([n]) * (n * 45), sport=1000 + n) for n in range(30)]
         sender.front.send(frames)
         assert sorted(received(receiver.front, len(frames))) == sorted(frames)
+
+
+def udp_received(netns: str) -> int:
+    """Datagrams over IPv4 and IPv6 that a namespace's kernel has looked at, whether somebody wanted them or not."""
+    names, values = (line.split() for line in run(netns, "grep", "^Udp:", "/proc/net/snmp").splitlines())
+    found = dict(zip(names, values, strict=True))
+    found |= dict(map(str.split, run(netns, "cat", "/proc/net/snmp6").splitlines()))
+    kinds = [before + what for before in ("", "Udp6") for what in ("InDatagrams", "InErrors", "NoPorts")]
+    return sum(int(found[kind]) for kind in kinds)
+
+
+def test_the_kernel_does_not_look_at_tunnel_frames(pair: Pair) -> None:
+    before = [udp_received(name) for name in pair.names]
+    pair.web.front.send([pair.web.to(pair.db, b"%d" % n) for n in range(5)])
+    pair.db.front.send([pair.db.to(pair.web, b"%d" % n) for n in range(5)])
+    received(pair.db.front, 5)
+    received(pair.web.front, 5)
+    assert [udp_received(name) for name in pair.names] == before
 
 
 def test_who_has_is_answered_here(pair: Pair) -> None:

@@ -182,7 +182,7 @@ class Controller:
 
 def add_uplink(daemon: Ffswitchd, *ips: str, **values: str) -> None:
     """The namespace's eth0 becomes an uplink with these addresses."""
-    daemon.call("port.add", name="up0", type="pmd", devargs="net_af_packet0,iface=eth0")
+    daemon.call("port.add", name="up0", type="packet", devargs="eth0")
     daemon.call("port.set", name="up0", values={"uplink": list(ips)} | values)
 
 

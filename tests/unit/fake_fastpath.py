@@ -19,6 +19,7 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    RdmaChange,
     RdmaEnd,
     RdmaEvent,
     RdmaPeer,
@@ -54,6 +55,7 @@ class FakePeer:
     epoch: int = 0
     remotes: set[int] = field(default_factory=set)
     drains: int = 0
+    changes: list[RdmaChange] = field(default_factory=list)
     reason: str = ""
 
 
@@ -308,6 +310,11 @@ class FakeFastPath:
         assert self.peers[peer].state in (RdmaState.CONNECTED, RdmaState.ACTIVE)
         self.peers[peer].drains += 1
 
+    def rdma_peer_change(self, peer: int, change: RdmaChange, /) -> None:
+        found = self.peers[peer]
+        assert change is not RdmaChange.JOINING or (found.state is RdmaState.CONNECTED and not found.changes)
+        found.changes.append(change)
+
     def rdma_peer_del(self, peer: int, /) -> None:
         del self.peers[peer]
         self._rdma_events = [event for event in self._rdma_events if event.peer != peer]
@@ -316,7 +323,7 @@ class FakeFastPath:
         found = self.peers[peer]
         remote = next(iter(found.remotes), 0)
         pairs = len(found.end.queue_pairs)
-        stats = RdmaStats(3, 300, 2, 200, 0, 0, 0, 1, 1)
+        stats = RdmaStats(3, 300, 2, 200, 0, 0, 0, 1, 1, 0, 0)
         return RdmaPeer(found.state, found.port_id, remote, pairs, found.epoch, found.reason, stats)
 
     def rdma_events(self) -> Sequence[RdmaEvent]:

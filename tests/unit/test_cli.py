@@ -388,8 +388,9 @@ def test_stats(run: Run, daemon: Daemon) -> None:
             "balanced": True,
         },
     }
-    daemon(stats=found)
+    daemon(stats=found, status={"rdma": None})
     out = run("stats")[1]
+    assert "RDMA" not in out
     assert "policy 3, vlan 1" in out
     assert "received 7 + copies 0 = sent 3 + dropped 4 (policy 3, vlan 1) + waiting 0\n" in out
     assert "12.3" in out

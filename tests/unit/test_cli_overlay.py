@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_status(answers: dict[str, object], capsys: pytest.CaptureFixture[str]) 
     assert "RDMA: mlx5_0 cannot be used: Permission denied" in out
     assert re.search(r"h2 +192.0.2.2 +192.0.2.1 \(rxe0/1\) +active +3/", out)
     assert re.search(r"h3 +192.0.2.3 +192.0.2.1 \(rxe0/1\) +down +- +- +host h3 has not answered yet", out)
+
+
+def test_stats_of_rdma_peers(answers: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each that is there, with all that it counts."""
+    sums = dict.fromkeys(("received", "replicated", "injected", "encapsulated", "sent", "decapsulated", "parked"), 0)
+    totals = {**sums, "dropped": {}, "balanced": True}
+    answers["status"] = STATUS
+    answers["stats"] = {"ports": {}, "warnings": [], "workers": [], "totals": totals}
+    assert main(["stats"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"RDMA PEER +TX MESSAGES +TX BYTES", out)
+    assert re.search(r"h2 +3 +3", out)
+    assert "h3" not in out
+    assert main(["stats", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rdma"]["h2"]["tx_messages"] == 3
 
 
 def test_status_of_a_switch_that_stands_alone(answers: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,8 @@ def test_stats_columns(run: Run, daemon: Daemon) -> None:
     totals |= {"dropped": {}, "parked": 0, "balanced": True}  # type: ignore[dict-item]
     by_shortcut = {"rx_packets": 77, "rx_bytes": 1, "tx_packets": 0, "tx_bytes": 0}
     ports = {"web0": counters | {"shortcuts": by_shortcut}, "db0": counters | {"shortcuts": NONE}}
-    daemon(stats={"ports": ports, "warnings": [], "workers": [], "totals": totals})
+    found = {"ports": ports, "warnings": [], "workers": [], "totals": totals}
+    daemon(stats=found, status={"rdma": None})
     head, web0, *_ = run("stats")[1].splitlines()
     assert "SHORTCUT RX" in head
     assert "QUEUES STOPPED" not in head

@@ -81,6 +81,8 @@ def test_pmd() -> None:
         ({"name": "a", "socket": "/" + "x" * 107}, "has 108 bytes"),
         ({"name": "a", "devargs": "net_pcap0"}, "say type pmd"),
         ({"name": "a", "type": "pmd"}, "needs devargs"),
+        ({"name": "a", "type": "packet"}, "a packet port needs devargs, such as the kernel's eth0"),
+        ({"name": "a", "type": "packet", "devargs": "eth0", "role": "server"}, "neither socket nor role"),
         ({"name": "a", "type": "pmd", "devargs": "x\n"}, "control character"),
         ({"name": "a", "type": "pmd", "devargs": "x", "socket": "/x"}, "neither socket nor role"),
         ({"name": "a", "mac": "02:00:00:00:00"}, "not a MAC address"),

@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.fake_fastpath import FakePeer
 from tests.unit.switch_bench import Bench
+from vswitch.slowpath import rdma_peers
 from vswitch.slowpath.rdma import DevicePort, Discovery, Gid, GidKind
 from vswitch.slowpath.rdma_negotiation import NOBODY, Offer
 from vswitch.slowpath.rdma_peers import (
@@ -23,7 +24,7 @@ from vswitch.slowpath.rdma_peers import (
     backoff,
     timeout_exponent,
 )
-from vswitch.slowpath.types import PortState, PortType, RdmaState
+from vswitch.slowpath.types import PortState, PortType, RdmaChange, RdmaPeer, RdmaState
 
 
 def gid(number: int) -> IPv6Address:
@@ -66,7 +67,7 @@ class Pair:
         self.cut = False
         self.revision = 0
         self.joined: set[tuple[int, int]] = set()  # what ends said that they have joined
-        self._marked: list[FakePeer] = []
+        self._marked: list[tuple[FakePeer, int]] = []  # with its marks so far
 
     def run(self) -> None:
         """Until nobody has anything to say or to do."""
@@ -86,9 +87,9 @@ class Pair:
         moved = False
         for end, other in (self.ends, self.ends[::-1]):
             for number, peer in list(end.fake.peers.items()):
-                if not peer.drains or any(peer is other for other in self._marked):
+                if not peer.drains or any(peer is known and peer.drains == n for known, n in self._marked):
                     continue
-                self._marked.append(peer)
+                self._marked.append((peer, peer.drains))
                 joined = any(peer.other == o.end and o.other == peer.end for o in other.fake.peers.values())
                 if joined and not self.cut:
                     end.fake.drained(number)
@@ -111,6 +112,33 @@ class Pair:
 @pytest.fixture
 async def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
+
+
+async def test_frames_wait_for_those_by_vxlan(pair: Pair) -> None:
+    """From before the peer is used until a while later; not for one more tunnel end."""
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    (peer,) = one.fake.peers.values()
+    assert (peer.changes, peer.remotes) == ([RdmaChange.JOINING], {7})
+    await pair.until(lambda: len(peer.changes) > 1)
+    one.want(2, 7, 8)
+    assert peer.remotes == {7, 8}
+    assert peer.changes == [RdmaChange.JOINING, RdmaChange.SETTLED]
+
+
+async def test_a_peer_ends_while_frames_wait(pair: Pair) -> None:
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    (peer,) = one.fake.peers.values()
+    one.want(2)
+    assert not one.fake.peers
+    one.want(2, 7)
+    await pair.until(lambda: one.used == {7} and any(len(p.changes) > 1 for p in one.fake.peers.values()))
+    assert peer.changes == [RdmaChange.JOINING]
 
 
 async def test_both_want_each_other(pair: Pair) -> None:
@@ -194,6 +222,43 @@ async def test_a_wire_that_carries_nothing(pair: Pair) -> None:
     assert one.why is not None and one.why != ""
     pair.cut = False
     await pair.until(lambda: one.used == {7} and other.used == {9})
+
+
+async def test_a_silent_host_that_dies(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks go to who is sent nothing; when one does not come back, that is a failure like others."""
+    monkeypatch.setattr(rdma_peers, "_SILENT_S", 0.02)
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    (peer,) = one.fake.peers.values()
+    await pair.until(lambda: peer.drains >= 3)
+    assert (one.used, other.used) == ({7}, {9})
+    pair.cut = True
+    await pair.until(lambda: one.used == set())
+    pair.cut = False
+    await pair.until(lambda: one.used == {7} and other.used == {9})
+
+
+async def test_a_host_that_is_sent_to_needs_no_marks(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma_peers, "_SILENT_S", 0.001)
+    one, other = pair.ends
+    one.want(2, 7)
+    other.want(1, 9)
+    pair.run()
+    ((number, peer),) = one.fake.peers.items()
+    looks: list[int] = []
+    shown = one.fake.rdma_peer
+
+    def sending(asked: int) -> RdmaPeer:
+        info = shown(asked)
+        looks.append(asked)
+        return replace(info, stats=replace(info.stats, tx_messages=len(looks) + 3))
+
+    one.fake.rdma_peer = sending  # type: ignore[method-assign]
+    before = peer.drains
+    await pair.until(lambda: looks.count(number) >= 5)
+    assert peer.drains == before
 
 
 async def test_a_controller_comes_back(pair: Pair) -> None:
@@ -320,7 +385,7 @@ def test_backoff() -> None:
 
 
 def test_timeouts() -> None:
-    """4.096 us to the power of it, eight times, is no longer than was asked for."""
+    """4.096 us to the power of it, seven times, is no longer than was asked for."""
     for milliseconds in (1, 10, 100, 1000, 60_000):
         exponent = timeout_exponent(milliseconds)
-        assert milliseconds / 2 < 8 * 4.096e-3 * 2**exponent <= milliseconds
+        assert milliseconds / 2 < 7 * 4.096e-3 * 2**exponent <= milliseconds

@@ -130,6 +130,7 @@ def test_the_fast_paths_reason_is_told_once(bench: Bench) -> None:
     [
         ({"type": "pmd", "devargs": "net_bad0"}, "port new: no such driver"),
         ({"type": "pmd", "devargs": "net_null0,size=1"}, "device net_null0 is that of port up"),
+        ({"type": "packet", "devargs": "net_null0"}, "device net_null0 is that of port up"),
         ({"socket": "{run}/ports/web0/vhost.sock"}, "is that of port web0"),
         ({"socket": "{run}/nowhere/x.sock"}, "no directory"),
     ],

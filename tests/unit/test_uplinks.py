@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -23,6 +25,7 @@ from vswitch.slowpath.neighbours import NextHop, OwnResolver
 from vswitch.slowpath.netlink import Link, Neighbour, Route
 from vswitch.slowpath.pipeline import parse
 from vswitch.slowpath.types import (
+    VXLAN_PORT,
     Action,
     ActionType,
     AddFlow,
@@ -199,6 +202,9 @@ class FakeKernel:
         self.macs: dict[bytes, bytes] = {}
         self.resolved: list[bytes] = []
         self.sinks: set[bytes] = set()
+        self.unseen: set[tuple[str, bytes]] = set()
+        self.links = {3: "eth0"}
+        self.has_nftables = True
         self._told: asyncio.Queue[Neighbour | None] = asyncio.Queue()
 
     def tell(self, change: Neighbour | None) -> None:
@@ -208,7 +214,7 @@ class FakeKernel:
         return dict(self.own)
 
     async def link(self, index: int) -> Link | None:
-        return Link(index, "eth0", MAC, 1400)
+        return Link(index, self.links[index], MAC, 1400 if index == 3 else 1300)
 
     async def route(self, to: bytes) -> Route | None:
         return self.routes.get(to)
@@ -226,6 +232,14 @@ class FakeKernel:
     def sink(self, ip: bytes, udp_port: int) -> Callable[[], None]:
         self.sinks.add(ip)
         return lambda: self.sinks.discard(ip)
+
+    def leave_alone(self, link: Link, ip: bytes, udp_port: int) -> Callable[[], None]:
+        if not self.has_nftables:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        assert udp_port == VXLAN_PORT
+        assert ip not in {other for _, other in self.unseen}, "one at a time"
+        self.unseen.add((link.name, ip))
+        return lambda: self.unseen.remove((link.name, ip))
 
     async def close(self) -> None:
         pass
@@ -266,6 +280,7 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
     yield stand
     await stand.uplinks.stop()
     assert stand.kernel.sinks == set()
+    assert stand.kernel.unseen == set()
 
 
 async def test_a_shared_address_follows_the_kernel(stand: Stand) -> None:
@@ -278,6 +293,7 @@ async def test_a_shared_address_follows_the_kernel(stand: Stand) -> None:
     assert (view.shared, view.mtu) == (("192.0.2.1/24",), 1400)
     assert stand.bench.fake.uplinks[stand.port] == Uplink(OWN)
     assert stand.kernel.sinks == {OWN}
+    assert stand.kernel.unseen == {("eth0", OWN)}
     assert stand.kernel.resolved[:1] == [PEER]
     stand.kernel.tell(Neighbour(3, PEER, PEER_MAC))
     await stand.until(lambda: bool(stand.mac(number)))
@@ -289,6 +305,29 @@ async def test_a_shared_address_follows_the_kernel(stand: Stand) -> None:
     assert stand.remote(number) is not None
     stand.uplinks.release(number)
     assert stand.remote(number) is None
+
+
+async def test_a_shared_address_goes_to_another_interface(stand: Stand) -> None:
+    stand.bench.switch.change("up0", {"uplink": "192.0.2.1/24"})
+    await stand.until(lambda: bool(stand.uplinks.views()))
+    stand.kernel.links[4] = "eth1"
+    stand.kernel.own[OWN] = 4
+    stand.kernel.tell(None)
+    await stand.until(lambda: stand.uplinks.views()[0].mtu == 1300)
+    assert stand.kernel.unseen == {("eth1", OWN)}
+
+
+async def test_a_kernel_without_nftables(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    stand.kernel.has_nftables = False
+    stand.bench.switch.change("up0", {"uplink": "192.0.2.1/24"})
+    await stand.until(lambda: bool(stand.uplinks.views()))
+    (view,) = stand.uplinks.views()
+    assert (view.why, stand.kernel.sinks) == ("", {OWN})
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == (
+        "uplink: the kernel looks at tunnel frames for 192.0.2.1 too, which takes CPU: "
+        "no nftables at eth0's ingress: Operation not supported"
+    )
 
 
 async def test_a_route_that_changes(stand: Stand) -> None:

@@ -69,6 +69,16 @@ def _print_peers(peers: Sequence[Mapping[str, Any]]) -> None:
     print_table(["RDMA PEER", "TO", "FROM", "STATE", ">SENT", ">RECEIVED", "SINCE"], rows, "")
 
 
+def print_peer_counters(peers: Sequence[Mapping[str, Any]]) -> None:
+    """Draw all counters of RDMA peers, a host a row; nothing where there are none."""
+    rows = [[peer["host"], *map(str, peer["stats"].values())] for peer in peers if peer["stats"]]
+    if not rows:
+        return
+    names = next(peer["stats"] for peer in peers if peer["stats"])
+    click.echo()
+    print_table(["RDMA PEER", *(">" + name.replace("_", " ").upper() for name in names)], rows, "")
+
+
 def _print_controller(controller: Mapping[str, Any] | None) -> None:
     if controller is None:
         click.echo("controller: none, this switch stands alone")

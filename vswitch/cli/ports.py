@@ -72,13 +72,19 @@ def vlan_list(text: str) -> list[int]:
 @click.command("add-port")
 @click.argument("name")
 @click.option(
-    "--type", type=click.Choice(["vhost-user", "pmd", "ff"]), help="Default: pmd with --devargs, else vhost-user."
+    "--type",
+    type=click.Choice(["vhost-user", "pmd", "packet", "ff"]),
+    help="Default: pmd with --devargs, else vhost-user.",
 )
 @click.option("--socket", metavar="PATH", help="vhost-user: socket.  [default: RUN_DIR/ports/NAME/vhost.sock]")
 @click.option(
     "--role", type=click.Choice(["client", "server"]), help="vhost-user: the switch's role.  [default: client]"
 )
-@click.option("--devargs", metavar="ARGS", help="pmd: device, such as net_af_packet0,iface=eth0 or a PCI address.")
+@click.option(
+    "--devargs",
+    metavar="ARGS",
+    help="pmd: device, such as net_pcap0,iface=eth0 or a PCI address; packet: kernel interface, such as eth0.",
+)
 @click.option("--mac", help="The container's MAC address.  [default: made from NAME]")
 @click.option("--ip", "ips", multiple=True, metavar="ADDRESS", help="An address of the container; may be repeated.")
 @click.option("--network", help="Network that the port belongs to.")
@@ -113,8 +119,9 @@ def add_port(
         raise click.UsageError("--wait and --no-wait exclude each other")
     if options["type"] is None and options["devargs"]:
         options["type"] = "pmd"
-    if options["type"] == "pmd" and output in CONTAINER_FORMS:
-        raise click.UsageError(f"-o {output} is for vhost-user and ff ports: no container is behind a pmd port")
+    if options["type"] in ("pmd", "packet") and output in CONTAINER_FORMS:
+        what = f"no container is behind a {options['type']} port"
+        raise click.UsageError(f"-o {output} is for vhost-user and ff ports: {what}")
     params = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     params = {key: value for key, value in params.items() if value not in (None, [], False)}
     with Client(run_dir) as client:
@@ -270,6 +277,7 @@ def port_lines(port: Port) -> list[str]:
     whats = {
         "vhost-user": f"vhost-user {port['role']}, {port['socket']}",
         "pmd": f"pmd {port['devargs']}",
+        "packet": f"packet {port['devargs']}",
         "ff": f"ff, {port['socket']}",
     }
     what = whats.get(port["type"]) or f"vxlan {port.get('vni')}, the other hosts of network {port['network']}"

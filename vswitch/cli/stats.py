@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from vswitch.cli.client import Client
+from vswitch.cli.overlay import print_peer_counters
 from vswitch.cli.perf import perf_between, print_perf, to_json
 from vswitch.cli.ports import complete_port
 from vswitch.cli.render import output_option, print_json, print_table
@@ -57,6 +58,10 @@ def stats(  # noqa: PLR0917 (click passes them by name)
             _measure(client, interval or 1.0, output)
             return
         found = client.call("stats", {"port": port} if port else None)
+        rdma = None if port else client.call("status")["rdma"]
+    peers = rdma["peers"] if rdma else []
+    if not port:
+        found["rdma"] = {peer["host"]: peer["stats"] for peer in peers if peer["stats"]}
     if output == "json":
         print_json(found)
         return
@@ -68,6 +73,7 @@ def stats(  # noqa: PLR0917 (click passes them by name)
             for counters in found["ports"].values():
                 _print_records(title[:-1], counters.get(title, []))
         return
+    print_peer_counters(peers)
     _print_records("worker", found["workers"])
     _print_totals(found["totals"])
 

@@ -108,7 +108,14 @@ int ff_tap_fd(void);
 
 /* ---- ports ------------------------------------------------------------- */
 
-enum ff_port_type { FF_PORT_VHOST_USER = 1, FF_PORT_PMD, FF_PORT_VXLAN, FF_PORT_FF, FF_PORT_RDMA };
+enum ff_port_type {
+    FF_PORT_VHOST_USER = 1,
+    FF_PORT_PMD,
+    FF_PORT_VXLAN,
+    FF_PORT_FF,
+    FF_PORT_RDMA,
+    FF_PORT_PACKET
+};
 
 /* DESIGN 12: configured → waiting-for-peer → negotiating → memory-mapped → ready → lost */
 enum ff_port_state {
@@ -126,7 +133,7 @@ struct ff_port_conf {
     const char *path; /* vhost-user: the socket */
     int server;       /* vhost-user: 1 when the switch listens, 0 when it connects */
     const char
-        *devargs;      /* pmd: "net_pcap0,iface=eth0" or a PCI address; rdma: the device, "rxe0" */
+        *devargs; /* pmd: "net_pcap0,iface=eth0", a PCI address; packet: "eth0"; rdma: "rxe0" */
     uint8_t rdma_port; /* rdma: of the device, 1 .. */
     uint8_t gid_index; /* rdma: the GID by which others reach it */
     uint16_t queues; /* pmd: receive queues to set up; vhost-user, ff: upper bound told to people */
@@ -154,7 +161,7 @@ struct ff_port_info {
     uint16_t rx_queues;       /* queues now polled */
     uint16_t tx_queues;       /* queues now served */
     uint64_t features;        /* vhost-user: negotiated virtio feature bits */
-    uint8_t mac[6];           /* pmd: the device's */
+    uint8_t mac[6];           /* pmd, packet: the device's */
     char driver[FF_NAME_LEN]; /* pmd: the PMD's name */
     char reason[FF_NAME_LEN]; /* why it is in this state, for people */
 };

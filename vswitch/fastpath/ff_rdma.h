@@ -26,6 +26,15 @@
  *
  * Marks. Who receives a mark answers with `marked` and the same number, on the same
  * queue pair, once it has passed on all that it received before.
+ *
+ * Barriers. Frames between the same hosts may have gone by VXLAN before, and must not be
+ * overtaken. A barrier goes the same way behind them: in the place of a VXLAN header's 8
+ * bytes there are zeros, so that it is in no network and nobody else takes it for a frame,
+ * and struct ff_rdma_barrier follows. It has the UDP source port of the frames that it
+ * follows. The sender's queue pair i asks in rounds, one at a time, of a barrier for each
+ * source port. Who has received all of a round, and has passed on what came before
+ * them, answers with `came` and the round, on that queue pair. A barrier may be
+ * lost, and then there is no answer.
  */
 #ifndef FF_RDMA_H
 #define FF_RDMA_H
@@ -44,8 +53,17 @@
 enum ff_rdma_type {
     FF_RDMA_DATA = 1,
     FF_RDMA_CREDIT,
-    FF_RDMA_MARK,  /* mark: any number */
-    FF_RDMA_MARKED /* mark: the number that was received */
+    FF_RDMA_MARK,   /* mark: any number */
+    FF_RDMA_MARKED, /* mark: the number that was received */
+    FF_RDMA_CAME    /* mark: the round of barriers that came */
+};
+
+struct ff_rdma_barrier {
+    uint32_t magic;
+    uint32_t epoch;
+    uint32_t round; /* grows with each */
+    uint16_t qp;    /* the sender's, from 0 */
+    uint16_t n;     /* barriers of this round */
 };
 
 /* virtio 1.1, section 5.1.6, without num_buffers. */
@@ -65,13 +83,14 @@ struct ff_rdma_header {
     struct ff_rdma_offload offload;
     union {
         uint32_t vni;  /* data: the frame's network */
-        uint32_t mark; /* mark, marked */
+        uint32_t mark; /* mark, marked, came */
     };
     uint32_t epoch; /* of the connection; others' messages are dropped */
     uint32_t len;   /* of the frame; 0: there is none */
     uint32_t limit; /* data messages that the receiver of this may have sent so far */
 };
 
+static_assert(sizeof(struct ff_rdma_barrier) == 16, "no padding");
 static_assert(sizeof(struct ff_rdma_offload) == 10, "virtio_net_hdr without num_buffers");
 static_assert(sizeof(struct ff_rdma_header) == FF_RDMA_HEADER_LEN, "no padding");
 static_assert(offsetof(struct ff_rdma_header, type) == 5, "wire");
@@ -182,6 +201,25 @@ int ff_rdma_peer_use(uint16_t peer, uint16_t remote);
  */
 int ff_rdma_peer_drain(uint16_t peer);
 
+/*
+ * A planned change of path, without loss, and in order for each flow.
+ *
+ * JOINING, before ff_rdma_peer_use: a flow's frames wait until a barrier says that what went
+ * by VXLAN has come, and go over the peer then. When more wait than there is room for, they
+ * go by VXLAN, behind the others, and a new barrier follows.
+ * LEAVING sends a mark on each queue pair; frames wait for its answer, and go by
+ * VXLAN then. FF_RDMA_DRAINED tells when that is so on all of them; ff_rdma_peer_use(peer, 0)
+ * comes after it. When more wait than there is room for, they go over the peer, and
+ * a new mark follows.
+ * SETTLED, the beginning: there is no change, or there is none any more: what waits goes the new
+ * way at once (counted as `unplanned`). To be called after the time for which VXLAN may at most
+ * hold a frame: only then a source port's first frame needs no barrier any more. -ENOENT; -EINVAL:
+ * JOINING in use, LEAVING not in use; -EBUSY: one after the other without SETTLED, or a mark is on
+ * its way.
+ */
+enum ff_rdma_change { FF_RDMA_SETTLED = 0, FF_RDMA_JOINING, FF_RDMA_LEAVING };
+int ff_rdma_peer_change(uint16_t peer, int change);
+
 /* Ends a peer: its queue pairs are gone. Waits for quiescent states of the workers. -ENOENT. */
 int ff_rdma_peer_del(uint16_t peer);
 
@@ -192,7 +230,10 @@ struct ff_rdma_stats {
     uint64_t no_room;   /* frames dropped: too much is unacknowledged */
     uint64_t uncertain; /* messages of which nobody knows whether they came, of one that failed */
     uint64_t doorbells; /* posts to the device, of any number of messages */
-    uint64_t controls;  /* credit messages and marks sent */
+    uint64_t controls;  /* credit messages, marks and answers sent */
+    uint64_t held;      /* frames that waited in a planned change of path, */
+    uint64_t
+        unplanned; /* and those that did so in vain: nobody knows whether they overtook others */
 };
 struct ff_rdma_peer_info {
     int state; /* enum ff_rdma_state */

@@ -400,13 +400,13 @@ static unsigned int subtable_burst(const struct ff_worker *w, const struct ff_su
 }
 
 static inline bool same_key(const struct ff_key *a, const struct ff_key *b) {
-    const uint64_t *x = (const uint64_t *)(const void *)a, *y = (const uint64_t *)(const void *)b;
-    uint64_t diff = 0;
+    typedef uint64_t __attribute__((vector_size(32), aligned(8), may_alias)) half;
+    const half *x = (const half *)(const void *)a, *y = (const half *)(const void *)b;
+    half diff = (x[0] ^ y[0]) | (x[1] ^ y[1]);
 
-    for (unsigned int i = 0; i < FF_KEY_WORDS; i++)
-        diff |= x[i] ^ y[i];
-    return diff == 0;
+    return (diff[0] | diff[1] | diff[2] | diff[3]) == 0;
 }
+static_assert(sizeof(struct ff_key) == 64, "same_key");
 
 void ff_flow_lookup_burst(struct ff_worker *w, const struct ff_key *keys, unsigned int n,
                           struct ff_flow **flows) {

@@ -303,5 +303,7 @@ int ff_parse_head(const uint8_t *head, uint32_t head_len, uint32_t frame_len, ui
 int ff_parse(const uint8_t *frame, uint32_t len, uint16_t in_port, struct ff_key *key) {
     uint32_t l4;
 
+    if (ff_parse_plain(frame, len, len, in_port, key))
+        return FF_DROP_NONE;
     return ff_parse_head(frame, len, len, in_port, key, &l4);
 }

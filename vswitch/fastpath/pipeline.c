@@ -7,15 +7,15 @@
 
 /* A frame whose headers may go on beyond the private head is parsed again with all of it. */
 static unsigned int parse(struct ff_frame *f, const struct ff_port *port, struct ff_key *key) {
+    uint32_t l4 = FF_PLAIN_L4;
     uint16_t in_port = port->id;
-    uint32_t l4;
-    int drop;
+    int drop = FF_DROP_NONE;
 
     /* one to be segmented is judged by its segments, once its headers are known */
     if (unlikely(f->len > port->max_frame) && !(f->offload.what & (FF_OFF_TSO | FF_OFF_BAD)))
         return FF_DROP_OVERSIZE;
-    drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key, &l4);
-
+    if (unlikely(!ff_parse_plain(f->head, f->head_len, f->len, in_port, key)))
+        drop = ff_parse_head(f->head, f->head_len, f->len, in_port, key, &l4);
     if (unlikely(drop != FF_DROP_NONE && f->head_len < f->len && !ff_frame_is_mbuf(f))) {
         if (ff_frame_keep(f, ff.pool) != 0)
             return FF_DROP_NO_COPY;

@@ -183,7 +183,7 @@ void ff_poll_release(struct ff_worker *w) {
     while ((cmd = *at) != NULL) {
         struct ff_port *port = ff_port(cmd->port);
 
-        if (port != NULL && ff_poll_holds(w, port, cmd->queue)) {
+        if (port != NULL && (w->holding != NULL || ff_poll_holds(w, port, cmd->queue))) {
             at = &cmd->leaving;
             continue;
         }

@@ -11,6 +11,8 @@ static const struct ff_port_ops *ops_of(int type) {
         return &ff_port_vhost_ops;
     case FF_PORT_PMD:
         return &ff_port_pmd_ops;
+    case FF_PORT_PACKET:
+        return &ff_port_packet_ops;
     case FF_PORT_VXLAN:
         return &ff_port_vxlan_ops;
     case FF_PORT_FF:

@@ -191,10 +191,11 @@ static unsigned int memport_rx(struct ff_worker *w, struct ff_port *port, unsign
     return got;
 }
 
-static void memport_rx_done(struct ff_port *port, unsigned int queue) {
+static void memport_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     struct ff_memport *m = port->dev;
     struct ff_memport_in *in = &m->in[queue];
 
+    (void)w;
     for (unsigned int i = 0; i < in->n_taken; i++)
         ff_borrow_give(&in->ring, in->taken[i]);
     in->n_taken = 0;

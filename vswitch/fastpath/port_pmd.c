@@ -52,9 +52,10 @@ static void lend(struct pmd_dev *d, unsigned int queue, struct ff_frame *f, stru
     d->lent[queue].mbufs[d->lent[queue].n++] = m;
 }
 
-static void pmd_rx_done(struct ff_port *port, unsigned int queue) {
+static void pmd_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     struct pmd_dev *d = port->dev;
 
+    (void)w;
     if (d->lent[queue].n > 0)
         rte_pktmbuf_free_bulk(d->lent[queue].mbufs, d->lent[queue].n);
     d->lent[queue].n = 0;

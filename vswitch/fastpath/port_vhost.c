@@ -7,7 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <rte_atomic.h>
+
 #include "vhost.h"
+
+#define UNTOLD_MAX 16u /* rings whose drivers wait to be told */
 
 static inline bool usable(struct ff_vring *vq) {
     return atomic_load_explicit(&vq->active, memory_order_acquire);
@@ -32,10 +36,38 @@ static unsigned int vhost_rx(struct ff_worker *w, struct ff_port *port, unsigned
     return n;
 }
 
-static void vhost_rx_done(struct ff_port *port, unsigned int queue) {
-    struct ff_vhost *d = port->dev;
+/*
+ * The barrier that has to come before a look at what the driver wants waits for all that was
+ * written, lines of the receiver's that are on their way included. So it is one for all rings.
+ */
+static inline void tell_later(struct ff_worker *w, struct ff_vring *vq) {
+    if (vq->untold)
+        return;
+    vq->untold = true;
+    vq->next_untold = w->untold;
+    w->untold = vq;
+    if (unlikely(++w->n_untold == UNTOLD_MAX))
+        ff_vhost_tell(w);
+}
 
-    ff_vring_rx_done(&d->vring[2 * queue + 1]);
+void ff_vhost_tell(struct ff_worker *w) {
+    struct ff_vring *vq;
+
+    rte_smp_mb();
+    while ((vq = w->untold) != NULL) {
+        w->untold = vq->next_untold;
+        vq->untold = false;
+        ff_vring_notify(vq);
+    }
+    w->n_untold = 0;
+}
+
+static void vhost_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
+    struct ff_vhost *d = port->dev;
+    struct ff_vring *vq = &d->vring[2 * queue + 1];
+
+    if (likely(ff_vring_rx_done(vq)))
+        tell_later(w, vq);
 }
 
 static bool vhost_arm(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
@@ -77,6 +109,12 @@ static struct ff_sent vhost_tx(struct ff_worker *w, struct ff_port *port, unsign
 
     if (likely(usable(vq))) {
         sent = ff_vring_tx(vq, frames, n, &too_long);
+        if (unlikely(port->tx_shared)) { /* the ring is this worker's only until it returns */
+            rte_smp_mb();
+            ff_vring_notify(vq);
+        } else if (likely(sent.packets > 0)) {
+            tell_later(w, vq);
+        }
         if (unlikely(too_long > 0)) {
             w->port_stats[port->id].drop[FF_DROP_TX_OVERSIZE] += too_long;
             sent.accounted = too_long;

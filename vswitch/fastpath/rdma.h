@@ -72,6 +72,38 @@ struct ff_rdma_device {
     struct ff_rdma_queue *queue[FF_MAX_WORKERS];
 };
 
+#define FF_RDMA_HELD 256u        /* frames that wait in a change of path, at most, */
+#define FF_RDMA_HELD_BUFS 1024u  /* and mbufs that hold them */
+#define FF_RDMA_PATHS (1u << 14) /* source ports of VXLAN */
+#define FF_RDMA_ENDS 2u          /* tunnel ends of a peer that VXLAN leads to */
+
+/* Planned changes of a queue pair's path, as its worker sees them: rdma_path.c. */
+struct ff_rdma_path {
+    uint32_t change; /* the peer's that this is about */
+    bool dirty;      /* something of what is held may go */
+    _Atomic bool listed;
+    struct ff_rdma_qp *next; /* in ff_worker.holding */
+    unsigned int n_held, n_bufs,
+        n_ready; /* frames, their mbufs; frames that wait for credit only */
+    struct ff_rdma_held {
+        struct ff_frame frame;
+        uint16_t port, in_port;
+        int32_t bit; /* in moved; -1: never went by VXLAN */
+    } held[FF_RDMA_HELD];
+
+    /* JOINING */
+    uint32_t round;
+    bool waiting; /* for the answer to it */
+    unsigned int n_asked;
+    int32_t asked[FF_RDMA_HELD]; /* bits that it is about */
+    uint16_t end[FF_RDMA_ENDS];
+    uint64_t
+        moved[FF_RDMA_ENDS * FF_RDMA_PATHS / 64]; /* a bit for each tunnel end and source port */
+
+    /* LEAVING: more came than there is room for; the mark is answered, and another one needed */
+    bool again, answered;
+};
+
 /* Per-worker counts of a queue pair, in struct ff_rdma_stats. */
 struct ff_rdma_qp {
     struct ibv_qp *qp;
@@ -106,6 +138,12 @@ struct ff_rdma_qp {
     uint32_t mark;           /* to be answered */
     uint32_t mark_sent;      /* the last of the peer's that went out here */
     _Atomic uint32_t marked; /* and that was answered */
+    _Atomic uint64_t
+        came; /* barriers of the other end: round, and how many in the low half; any worker */
+    _Atomic uint32_t came_due; /* the round to be answered; any worker */
+    uint32_t came_told;
+
+    struct ff_rdma_path path;
 
     struct ff_rdma_stats stats;
 };
@@ -119,6 +157,8 @@ struct ff_rdma_peer {
     _Atomic int state;       /* enum ff_rdma_state */
     const char *_Atomic why; /* it failed */
     _Atomic uint32_t mark;   /* wanted on each queue pair */
+    uint32_t leave_mark;     /* that answers it when LEAVING; written before change */
+    _Atomic uint32_t change; /* enum ff_rdma_change, and how many before, times FF_RDMA_CHANGES */
     bool failure_told, draining;
     struct ff_rdma_qp *qp[FF_RDMA_MAX_QPS];
 };
@@ -154,13 +194,41 @@ bool ff_rdma_control(struct ff_rdma_qp *qp, uint8_t type, uint32_t mark);
 /* Looks at what the device has done; how many completions it found. */
 unsigned int ff_rdma_reap(struct ff_rdma_queue *q);
 
+/* Whether a frame of `len` bytes could be sent now. */
+bool ff_rdma_room(struct ff_rdma_qp *qp, uint32_t len);
+/* Sends a frame over an active peer's queue pair, or drops it: there is no room. */
+void ff_rdma_send(struct ff_worker *w, struct ff_rdma_qp *qp, struct ff_port *port,
+                  struct ff_frame *frame);
+
+/* ---- rdma_path.c ---- */
+
+#define FF_RDMA_CHANGES 4u
+
+enum ff_rdma_way { FF_RDMA_BY_PEER, FF_RDMA_BY_VXLAN, FF_RDMA_HOLDS };
+/* Which way a frame goes, for a peer in use; FF_RDMA_HOLDS: it was taken over, and waits. */
+enum ff_rdma_way ff_rdma_way(struct ff_worker *w, struct ff_rdma_qp *qp, const struct ff_port *port,
+                             uint16_t in_port, struct ff_frame *frame);
+/* Answers to marks and barriers came. */
+void ff_rdma_marked(struct ff_rdma_qp *qp, uint32_t mark);
+void ff_rdma_came(struct ff_rdma_qp *qp, uint32_t round);
+/* Whether something waits that only the worker can let go. Any thread. */
+bool ff_rdma_holds(const struct ff_rdma_peer *peer);
+/* The joined peer of this epoch that has so many queue pairs, or NULL. For workers. */
+struct ff_rdma_peer *ff_rdma_joined(uint32_t epoch);
+
+static inline bool ff_rdma_changing(const struct ff_rdma_qp *qp) {
+    return atomic_load_explicit(&qp->peer->change, memory_order_acquire) % FF_RDMA_CHANGES !=
+               FF_RDMA_SETTLED ||
+           qp->path.n_held > 0;
+}
+
 /* ---- rdma_recv.c ---- */
 
 unsigned int ff_rdma_rx(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                         struct ff_frame *frames, unsigned int n);
 unsigned int ff_rdma_input(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                            struct ff_frame *frames, unsigned int n);
-void ff_rdma_rx_done(struct ff_port *port, unsigned int queue);
+void ff_rdma_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue);
 /* Buffer memory for one more queue pair, posted; -errno. Control thread. */
 int ff_rdma_buffers_add(struct ff_rdma_queue *q);
 void ff_rdma_buffers_free(struct ff_rdma_queue *q);

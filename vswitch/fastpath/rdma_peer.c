@@ -8,6 +8,7 @@
 
 static struct ff_rdma_peer *peers[FF_RDMA_MAX_PEERS + 1];
 static struct ff_rdma_peer *_Atomic by_remote[FF_MAX_REMOTES];
+static struct ff_rdma_peer *_Atomic joined[FF_RDMA_MAX_PEERS + 1]; /* for workers */
 
 /* ---- any thread ---- */
 
@@ -17,6 +18,16 @@ struct ff_rdma_peer *ff_rdma_active(uint16_t remote) {
     return p != NULL && atomic_load_explicit(&p->state, memory_order_relaxed) == FF_RDMA_ACTIVE
                ? p
                : NULL;
+}
+
+struct ff_rdma_peer *ff_rdma_joined(uint32_t epoch) {
+    for (unsigned int i = 1; i <= FF_RDMA_MAX_PEERS; i++) {
+        struct ff_rdma_peer *p = atomic_load_explicit(&joined[i], memory_order_acquire);
+
+        if (p != NULL && p->epoch == epoch)
+            return p;
+    }
+    return NULL;
 }
 
 void ff_rdma_fail(struct ff_rdma_peer *peer, const char *why) {
@@ -95,7 +106,12 @@ static void unuse(struct ff_rdma_peer *peer) {
 static void peer_end(struct ff_rdma_peer *peer, bool polled) {
     unuse(peer);
     atomic_store(&peer->state, FF_RDMA_FAILED);
+    atomic_store(&joined[peer->number], NULL);
     ff_synchronize();
+    while (ff_rdma_holds(peer)) {
+        ff_wake_all();
+        usleep(20);
+    }
     qps_stop(peer);
     if (polled)
         wait_for_queues(peer);
@@ -242,6 +258,7 @@ int ff_rdma_peer_connect(uint16_t number, const struct ff_rdma_connect *conf, ch
         }
     }
     (void)atomic_compare_exchange_strong(&peer->state, &expected, FF_RDMA_CONNECTED);
+    atomic_store_explicit(&joined[number], peer, memory_order_release);
     return 0;
 }
 
@@ -289,6 +306,31 @@ int ff_rdma_peer_drain(uint16_t number) {
         ff_wake(ff.workers[i]);
     }
     return 0;
+}
+
+int ff_rdma_peer_change(uint16_t number, int change) {
+    struct ff_rdma_peer *peer = peer_of(number);
+    uint32_t before;
+    bool active;
+
+    if (peer == NULL)
+        return -ENOENT;
+    before = atomic_load(&peer->change);
+    active = atomic_load(&peer->state) == FF_RDMA_ACTIVE;
+    if (change < FF_RDMA_SETTLED || change > FF_RDMA_LEAVING ||
+        (change == FF_RDMA_JOINING && active) || (change == FF_RDMA_LEAVING && !active))
+        return -EINVAL;
+    if (change != FF_RDMA_SETTLED &&
+        (before % FF_RDMA_CHANGES != FF_RDMA_SETTLED || peer->draining))
+        return -EBUSY;
+    before -= before % FF_RDMA_CHANGES;
+    if (change == FF_RDMA_LEAVING)
+        peer->leave_mark = atomic_load(&peer->mark) + 1;
+    /* before the marks: a worker that has sent one knows what it is for */
+    atomic_store_explicit(&peer->change, before + FF_RDMA_CHANGES + (uint32_t)change,
+                          memory_order_release);
+    ff_wake_all();
+    return change == FF_RDMA_LEAVING ? ff_rdma_peer_drain(number) : 0;
 }
 
 int ff_rdma_peer_info(uint16_t number, struct ff_rdma_peer_info *info) {

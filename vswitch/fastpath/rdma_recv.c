@@ -118,7 +118,19 @@ static void settle(struct ff_worker *w, struct ff_rdma_queue *q) {
     }
 }
 
-/* Sends the marks that the control thread wants. */
+/* Tells that all barriers of a round came. */
+static void answer(struct ff_rdma_queue *q, struct ff_rdma_qp *qp) {
+    uint32_t due = atomic_load(&qp->came_due);
+
+    if (due == qp->came_told)
+        return;
+    if (ff_rdma_control(qp, FF_RDMA_CAME, due))
+        qp->came_told = due;
+    else
+        atomic_store(&q->asked, true);
+}
+
+/* Sends the marks that the control thread wants, and what other workers found out. */
 static void mark(struct ff_rdma_queue *q) {
     unsigned int n = atomic_load(&q->n_qps);
 
@@ -129,6 +141,7 @@ static void mark(struct ff_rdma_queue *q) {
 
         if (qp == NULL)
             continue;
+        answer(q, qp);
         wanted = atomic_load(&qp->peer->mark);
         if (qp->mark_sent == wanted)
             continue;
@@ -172,8 +185,9 @@ static void on_control(struct ff_rdma_queue *q, struct ff_rdma_qp *qp,
         qp->mark_due = true;
         owe(q, qp);
     } else if (h->type == FF_RDMA_MARKED) {
-        atomic_store(&qp->marked, h->mark);
-        ff_event_signal();
+        ff_rdma_marked(qp, h->mark);
+    } else if (h->type == FF_RDMA_CAME) {
+        ff_rdma_came(qp, h->mark);
     }
 }
 
@@ -305,8 +319,8 @@ unsigned int ff_rdma_input(struct ff_worker *w, struct ff_port *port, unsigned i
     return 0;
 }
 
-void ff_rdma_rx_done(struct ff_port *port, unsigned int queue) {
+void ff_rdma_rx_done(struct ff_worker *w, struct ff_port *port, unsigned int queue) {
     const struct ff_rdma_device *dev = port->dev;
 
-    give_back(ff.workers[queue], dev->queue[queue]);
+    give_back(w, dev->queue[queue]);
 }

@@ -223,28 +223,36 @@ static bool fits(const struct ff_port *port, const struct ff_frame *f) {
            (f->len <= port->max_frame || ff_offload_unit(f) <= port->max_frame);
 }
 
-bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *frame) {
-    struct ff_rdma_peer *peer = ff_rdma_active(frame->remote & (uint16_t)~FF_TUNNEL_RDMA);
-    struct ff_queue_stats *queue;
-    struct ff_rdma_qp *qp;
+bool ff_rdma_room(struct ff_rdma_qp *qp, uint32_t len) {
+    uint32_t head = qp->head;
     uint8_t *p;
 
-    if (peer == NULL || unlikely(!fits(port, frame)))
+    if (ff_rdma_window_left(&qp->window) == 0)
         return false;
-    qp = peer->qp[w->index];
-    if (unlikely(qp->stopped))
-        return false;
+    p = room_for(qp, FF_RDMA_HEADER_LEN + len);
+    if (p != NULL && qp->built == qp->done)
+        qp->head = qp->tail = 0; /* as after done_before */
+    else if (p != NULL)
+        qp->head = head;
+    return p != NULL;
+}
+
+void ff_rdma_send(struct ff_worker *w, struct ff_rdma_qp *qp, struct ff_port *port,
+                  struct ff_frame *frame) {
+    struct ff_queue_stats *queue;
+    uint8_t *p;
+
     if (unlikely(atomic_load_explicit(&port->tap, memory_order_relaxed) & FF_TAP_TX))
         ff_tap_frame(w, port, FF_TAP_TX, frame);
     count(w, qp, port, frame->len);
     if (unlikely(ff_rdma_window_left(&qp->window) == 0)) {
         drop_full(w, qp, frame, &qp->stats.no_credit);
-        return true;
+        return;
     }
     p = room_for(qp, FF_RDMA_HEADER_LEN + frame->len);
     if (unlikely(p == NULL)) {
         drop_full(w, qp, frame, &qp->stats.no_room);
-        return true;
+        return;
     }
     fill(qp, frame, (uint32_t)(uintptr_t)port->dev, p);
     request(qp, p, FF_RDMA_HEADER_LEN + frame->len, false);
@@ -260,5 +268,24 @@ bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *
         qp->unposted_next = w->unposted;
         w->unposted = qp;
     }
+}
+
+bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                    struct ff_frame *frame) {
+    struct ff_rdma_peer *peer = ff_rdma_active(frame->remote & (uint16_t)~FF_TUNNEL_RDMA);
+    struct ff_rdma_qp *qp;
+
+    if (peer == NULL || unlikely(!fits(port, frame)))
+        return false;
+    qp = peer->qp[w->index];
+    if (unlikely(qp->stopped))
+        return false;
+    if (unlikely(ff_rdma_changing(qp))) {
+        enum ff_rdma_way way = ff_rdma_way(w, qp, port, in_port, frame);
+
+        if (way != FF_RDMA_BY_PEER)
+            return way == FF_RDMA_HOLDS;
+    }
+    ff_rdma_send(w, qp, port, frame);
     return true;
 }

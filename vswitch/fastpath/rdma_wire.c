@@ -14,7 +14,7 @@ int ff_rdma_check(const uint8_t *message, uint32_t len, uint32_t epoch) {
         return FF_DROP_RDMA_MALFORMED;
     memcpy(&h, message, sizeof(h));
     if (h.magic != FF_RDMA_MAGIC || h.version != FF_RDMA_VERSION || h.type < FF_RDMA_DATA ||
-        h.type > FF_RDMA_MARKED)
+        h.type > FF_RDMA_CAME)
         return FF_DROP_RDMA_MALFORMED;
     if (h.epoch != epoch)
         return FF_DROP_RDMA_EPOCH;

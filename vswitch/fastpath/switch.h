@@ -25,6 +25,7 @@ struct ff_worker;
 struct ff_port;
 struct ff_mem;
 struct ff_rdma_qp;
+struct ff_vring;
 
 /* What a port's tx did with the frames that it was given. */
 struct ff_sent {
@@ -58,7 +59,7 @@ struct ff_port_ops {
     void (*close)(struct ff_port *port); /* waits until no callback can come */
     unsigned int (*rx)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
                        struct ff_frame *frames, unsigned int n);
-    void (*rx_done)(struct ff_port *port, unsigned int queue);
+    void (*rx_done)(struct ff_worker *w, struct ff_port *port, unsigned int queue);
     /* NULL, or passes on what rx got as received by other ports; returns how many frames, at the
      * front, are left as this one's. */
     unsigned int (*input)(struct ff_worker *w, struct ff_port *port, unsigned int queue,
@@ -75,6 +76,7 @@ struct ff_port_ops {
 };
 extern const struct ff_port_ops ff_port_vhost_ops;
 extern const struct ff_port_ops ff_port_pmd_ops;
+extern const struct ff_port_ops ff_port_packet_ops;
 extern const struct ff_port_ops ff_port_vxlan_ops;
 extern const struct ff_port_ops ff_port_ff_ops;
 extern const struct ff_port_ops ff_port_rdma_ops;
@@ -189,7 +191,17 @@ struct ff_worker {
     unsigned int n_out;
     struct ff_out out[FF_OUT_SLOTS];
 
+    struct ff_vring
+        *untold; /* port_vhost.c: rings whose drivers are to be told before the next loop */
+    unsigned int n_untold;
+
     struct ff_rdma_qp *unposted; /* rdma_send.c: have requests for the next doorbell */
+    struct ff_rdma_qp *holding;  /* rdma_path.c: have frames that wait for a change of path */
+    unsigned int n_due; /* and barriers received, to be counted once what came before is sent */
+    struct ff_rdma_due {
+        struct ff_rdma_barrier barrier;
+        uint16_t uplink, queue;
+    } due[2 * FF_BURST];
 
     /* upcall.c */
     struct rte_ring *commands; /* control to worker */
@@ -357,8 +369,23 @@ void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port
  * Sends what a vxlan port outputs over the remote's RDMA peer, and takes it over; false, and
  * nothing is done: that way is not open to it. What it sends goes out with ff_rdma_post.
  */
-bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, struct ff_frame *frame);
+bool ff_rdma_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port,
+                    struct ff_frame *frame);
+/*
+ * Takes a barrier that an uplink received, `len` bytes behind what would be a VXLAN header;
+ * FF_DROP_NONE, or why not.
+ */
+unsigned int ff_rdma_barrier(struct ff_worker *w, const struct ff_port *uplink, unsigned int queue,
+                             const uint8_t *p, uint32_t len);
+/* Sends one behind the frames that went to a remote with the source port of `steer`. */
+void ff_vxlan_barrier(struct ff_worker *w, uint16_t remote, uint16_t steer,
+                      const struct ff_rdma_barrier *barrier);
+/* Lets go what may go of the frames and barriers that wait for a change of path. */
+void ff_rdma_settle(struct ff_worker *w);
 void ff_rdma_post(struct ff_worker *w);
+
+/* Interrupts the drivers of the rings in w->untold that want it. */
+void ff_vhost_tell(struct ff_worker *w);
 void ff_tap_frame(struct ff_worker *w, const struct ff_port *port, uint8_t kind,
                   const struct ff_frame *frame);
 void ff_tap_trace(struct ff_worker *w, const struct ff_port *port, const struct ff_frame *frame,

@@ -153,7 +153,6 @@ static void header_ipv6(uint8_t *p, const struct ff_remote_conf *conf) {
 
 static struct ff_remote *remote_make(const struct ff_remote_conf *conf) {
     const struct rte_udp_hdr udp = {.dst_port = rte_cpu_to_be_16(conf->udp_port)};
-    const struct rte_vxlan_hdr vxlan = {.vx_flags = rte_cpu_to_be_32(1u << 27)}; /* I */
     const struct rte_ether_hdr eth = {
         .ether_type = conf->family == 6 ? rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV6)
                                         : rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV4),
@@ -177,9 +176,8 @@ static struct ff_remote *remote_make(const struct ff_remote_conf *conf) {
         header_ipv6(p, conf);
     else
         header_ipv4(p, conf);
-    p = r->header + r->header_len - sizeof(udp) - sizeof(vxlan);
+    p = r->header + r->header_len - sizeof(udp) - sizeof(struct rte_vxlan_hdr);
     memcpy(p, &udp, sizeof(udp));
-    memcpy(p + sizeof(udp), &vxlan, sizeof(vxlan));
     return r;
 }
 

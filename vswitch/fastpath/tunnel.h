@@ -29,8 +29,8 @@ struct ff_remote {
     bool ipv6;
     bool reachable;
     bool checksum;
-    uint8_t
-        header[FF_ENCAP_IPV6]; /* lengths, traffic class, source port, VNI and checksums missing */
+    uint8_t header[FF_ENCAP_IPV6]; /* lengths, traffic class, source port, VXLAN header and
+                                      checksums missing */
 };
 
 /* An outer IP address: an IPv4 one is mapped into IPv6 (RFC 4291 section 2.5.5.2). */

@@ -59,6 +59,19 @@ void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reade
     }
 }
 
+uint8_t *ff_mem_look(const struct ff_mem *mem, struct ff_near *near, uint64_t gpa, uint32_t len) {
+    for (unsigned int i = 0; i < mem->n; i++) {
+        const struct ff_region *r = &mem->region[i];
+        uint64_t off = gpa - r->gpa;
+
+        if (off < r->size) {
+            *near = (struct ff_near){r->gpa, r->size, r->host};
+            return len <= r->size - off ? r->host + off : NULL;
+        }
+    }
+    return NULL;
+}
+
 static bool in_memory(const struct ff_mem *mem, const void *p, uint64_t len) {
     for (unsigned int i = 0; i < mem->n; i++) {
         const struct ff_region *r = &mem->region[i];
@@ -116,14 +129,22 @@ unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
     return vq->packed ? ff_packed_rx(vq, arena, frames, n) : ff_split_rx(vq, arena, frames, n);
 }
 
-void ff_vring_rx_done(struct ff_vring *vq) {
+bool ff_vring_rx_done(struct ff_vring *vq) {
     if (vq->taken == 0)
-        return;
+        return false;
     if (vq->packed)
         ff_packed_rx_done(vq);
     else
         ff_split_rx_done(vq);
     vq->taken = 0;
+    return true;
+}
+
+void ff_vring_notify(struct ff_vring *vq) {
+    if (vq->packed)
+        ff_packed_notify(vq);
+    else
+        ff_split_notify(vq);
 }
 
 struct ff_sent ff_vring_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,

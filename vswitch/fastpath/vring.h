@@ -38,6 +38,8 @@ struct ff_vring {
     uint16_t held;      /* packed: slot of the first of them, */
     uint64_t held_used; /* and what will stand there when all of them are given back */
     uint8_t fault;      /* enum ff_fault */
+    bool untold;        /* in a worker's list of those whose drivers are to be told */
+    struct ff_vring *next_untold;
     int call_fd;
     struct ff_waker kick; /* of transmit queues; the descriptor is our own */
     const struct ff_mem *mem;
@@ -79,13 +81,31 @@ static inline uint8_t *ff_mem_at(const struct ff_mem *mem, uint64_t gpa, uint32_
     return NULL;
 }
 
+/* The region that an address was in last; size 0: none. For one burst. */
+struct ff_near {
+    uint64_t gpa, size;
+    uint8_t *host;
+};
+uint8_t *ff_mem_look(const struct ff_mem *mem, struct ff_near *near, uint64_t gpa, uint32_t len);
+
+/* As ff_mem_at: buffers of a ring mostly lie in one region. */
+static inline uint8_t *ff_mem_near(const struct ff_mem *mem, struct ff_near *near, uint64_t gpa,
+                                   uint32_t len) {
+    uint64_t off = gpa - near->gpa;
+
+    if (likely(off < near->size && len <= near->size - off))
+        return near->host + off;
+    return ff_mem_look(mem, near, gpa, len);
+}
+
 /*
  * Takes up to n frames that the driver sends (its transmit queue). The frames
  * refer to the driver's buffers until ff_vring_rx_done gives these back.
  */
 unsigned int ff_vring_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n);
-void ff_vring_rx_done(struct ff_vring *vq);
+/* False: there was nothing to give back. Else the driver is to be told, as after ff_vring_tx. */
+bool ff_vring_rx_done(struct ff_vring *vq);
 
 /*
  * Copies frames into the buffers of the driver's receive queue; frees none.
@@ -93,6 +113,11 @@ void ff_vring_rx_done(struct ff_vring *vq);
  */
 struct ff_sent ff_vring_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                            uint32_t *too_long);
+/*
+ * Interrupts the driver, if it wants that for what was used since the last call. After a full
+ * barrier: used descriptors are written before what the driver asks for is read.
+ */
+void ff_vring_notify(struct ff_vring *vq);
 
 /* ---- between vring.c, vring_split.c and vring_packed.c ---- */
 
@@ -109,10 +134,10 @@ void ff_vring_call(const struct ff_vring *vq);
  * Fetches what a frame is going to be written to. A header alone in its cache line is mostly
  * not written: see ff_put_header. NULL does not hurt.
  */
-static inline void ff_prefetch_write(const struct ff_vring *vq, const uint8_t *buf) {
+static inline void ff_prefetch_write(const uint8_t *buf, uint32_t hdr_len) {
     uintptr_t p = (uintptr_t)buf;
 
-    if (likely((p + vq->hdr_len) % RTE_CACHE_LINE_SIZE == 0))
+    if (likely((p + hdr_len) % RTE_CACHE_LINE_SIZE == 0))
         __builtin_prefetch((const void *)p, 0);
     else
         __builtin_prefetch((const void *)p, 1);
@@ -120,13 +145,14 @@ static inline void ff_prefetch_write(const struct ff_vring *vq, const uint8_t *b
 }
 
 /* Fetches the headers of a frame from a buffer of `len` bytes. */
-static inline void ff_prefetch_read(const struct ff_vring *vq, const uint8_t *buf, uint32_t len) {
+static inline void ff_prefetch_read(const uint8_t *buf, uint32_t len, uint32_t hdr_len,
+                                    uint8_t offloads) {
     uintptr_t p = (uintptr_t)buf;
 
-    if (unlikely(vq->offloads != 0)) /* else what is before the frame is not looked at */
+    if (unlikely(offloads != 0)) /* else what is before the frame is not looked at */
         rte_prefetch0((const void *)p);
-    rte_prefetch0((const void *)(p + vq->hdr_len));
-    rte_prefetch0((const void *)(p + RTE_MIN(len, vq->hdr_len + FF_HEAD_COPY) - 1));
+    rte_prefetch0((const void *)(p + hdr_len));
+    rte_prefetch0((const void *)(p + RTE_MIN(len, hdr_len + FF_HEAD_COPY) - 1));
 }
 
 /* The buffers of one chain, or of several for one frame, each checked to be mapped. */
@@ -187,25 +213,45 @@ bool ff_frame_from_chain(const struct ff_vring *vq, struct ff_frame *f, struct f
 /* Writes len bytes of a frame to a chain, from byte `skip` of the chain on. */
 void ff_chain_write(const struct ff_chain *chain, uint32_t skip, struct ff_reader *r, uint32_t len);
 
+/* What frames from single buffers take of the arena, beside how the ring's headers are read: what
+ * is written meanwhile may be anything to the compiler, but not these. */
+struct ff_taker {
+    uint8_t *head; /* the next one */
+    struct ff_seg *seg;
+    uint32_t hdr_len;
+    uint8_t offloads;
+};
+static inline struct ff_taker ff_taker(const struct ff_vring *vq, struct ff_arena *arena) {
+    return (struct ff_taker){
+        .head = arena->head[arena->n_heads] + FF_HEAD_ROOM,
+        .seg = &arena->seg[arena->n_segs],
+        .hdr_len = vq->hdr_len,
+        .offloads = vq->offloads,
+    };
+}
+static inline void ff_taken(struct ff_arena *arena, const struct ff_taker *t, unsigned int n) {
+    arena->n_heads += n;
+    arena->n_segs = (unsigned int)(t->seg - arena->seg);
+}
+
 /* The same from a chain of one buffer, of at least the header's length. */
-static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_frame *f,
-                                        struct ff_arena *arena, const uint8_t *buf,
+static inline void ff_frame_from_buffer(struct ff_taker *t, struct ff_frame *f, const uint8_t *buf,
                                         uint32_t buf_len) {
-    const uint8_t *p = buf + vq->hdr_len;
-    uint32_t len = buf_len - vq->hdr_len;
-    uint8_t *head = arena->head[arena->n_heads++] + FF_HEAD_ROOM;
+    const uint8_t *p = buf + t->hdr_len;
+    uint32_t len = buf_len - t->hdr_len;
     uint16_t head_len = (uint16_t)RTE_MIN(len, FF_HEAD_COPY);
 
-    ff_copy_short(head, p, head_len);
-    f->head = head;
+    ff_copy_short(t->head, p, head_len);
+    f->head = t->head;
+    f->seg = t->seg;
     f->len = len;
     f->head_len = head_len;
-    f->steer = 0;
-    f->offload = ff_offload_read(buf, vq->offloads);
     f->n_segs = 0;
-    f->seg = &arena->seg[arena->n_segs];
+    f->steer = 0;
+    f->offload = ff_offload_read(buf, t->offloads);
+    t->head += sizeof(((struct ff_arena *)0)->head[0]);
     if (len > head_len) {
-        arena->seg[arena->n_segs++] = (struct ff_seg){p + head_len, len - head_len};
+        *t->seg++ = (struct ff_seg){p + head_len, len - head_len};
         f->n_segs = 1;
     }
 }
@@ -215,15 +261,15 @@ static inline void ff_frame_from_buffer(const struct ff_vring *vq, struct ff_fra
  * mostly the same again: where it is, it is not written, so that its cache line, which need
  * not hold anything else, stays with both sides.
  */
-static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t num_buffers,
-                                 const struct ff_frame *f) {
+static inline void ff_put_header(uint8_t *p, uint32_t hdr_len, uint16_t num_buffers,
+                                 const struct ff_frame *f, uint8_t offloads) {
     typedef uint64_t __attribute__((aligned(1), may_alias)) word64;
     typedef uint32_t __attribute__((aligned(1), may_alias)) word32;
     typedef uint16_t __attribute__((aligned(1), may_alias)) word16;
 
     if (*(volatile word64 *)p != 0)
         *(word64 *)p = 0;
-    if (likely(vq->hdr_len == 12)) {
+    if (likely(hdr_len == 12)) {
         uint32_t last = (uint32_t)num_buffers << 16;
 
         if (*(volatile word32 *)(p + 8) != last)
@@ -232,17 +278,19 @@ static inline void ff_put_header(const struct ff_vring *vq, uint8_t *p, uint16_t
         *(word16 *)(p + 8) = 0;
     }
     if (unlikely(f->offload.what != 0))
-        ff_offload_write(p, f, vq->offloads);
+        ff_offload_write(p, f, offloads);
 }
 
 unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n);
 void ff_split_rx_done(struct ff_vring *vq);
+void ff_split_notify(struct ff_vring *vq);
 struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                            uint32_t *too_long);
 unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                           unsigned int n);
 void ff_packed_rx_done(struct ff_vring *vq);
+void ff_packed_notify(struct ff_vring *vq);
 struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                             uint32_t *too_long);
 

@@ -7,8 +7,6 @@
  */
 #include <emmintrin.h>
 
-#include <rte_atomic.h>
-
 #include "vring.h"
 
 #define AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
@@ -49,11 +47,10 @@ static inline bool is_available(const struct ff_vring *vq, struct spot at) {
 }
 
 /* Section 2.7.10 */
-static void notify(struct ff_vring *vq) {
+void ff_packed_notify(struct ff_vring *vq) {
     uint16_t old = vq->signalled, new = vq->last_used, flags, off_wrap, off;
     bool wanted;
 
-    rte_smp_mb(); /* used flags are written before what the driver asks for is read */
     vq->signalled = new;
     flags = __atomic_load_n(&vq->driver_event->flags, __ATOMIC_RELAXED);
     wanted = flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -109,12 +106,14 @@ static inline void used_put(struct ff_vring *vq, uint16_t id, uint32_t len, uint
     used_move(vq, count);
 }
 
-/* A buffer that is the only one of its chain. */
+/* A buffer that is the only one of its chain, and its descriptor's len, id and flags. */
 struct buffer {
     uint8_t *p;
-    uint32_t len;
-    uint16_t id;
+    uint64_t said;
 };
+#define LEN(said) ((uint32_t)(said))
+#define ID(said) ((uint16_t)((said) >> 32))
+#define ID_MASK (0xffffull << 32)
 
 /*
  * The same for n single buffers that were read only. To a driver that uses its buffers in
@@ -123,14 +122,17 @@ struct buffer {
  */
 static inline void read_put(struct ff_vring *vq, const struct buffer *b, unsigned int n) {
     if (likely(vq->in_order && n > 0)) {
-        vq->held = vq->last_used;
-        vq->held_used = used_word(b[n - 1].id, 0, vq->used_wrap);
-        vq->taken = (uint16_t)n;
+        if (vq->taken == 0) {
+            vq->held = vq->last_used;
+            vq->held_used = used_word(0, 0, vq->used_wrap);
+        }
+        vq->taken = (uint16_t)(vq->taken + n);
+        vq->held_used = (vq->held_used & ~ID_MASK) | (b[n - 1].said & ID_MASK);
         used_move(vq, (uint16_t)n);
         return;
     }
     for (unsigned int i = 0; i < n; i++)
-        used_put(vq, b[i].id, 0, 1);
+        used_put(vq, ID(b[i].said), 0, 1);
 }
 
 /* The same for one chain more, of `count` descriptors. */
@@ -140,22 +142,30 @@ static void chain_put(struct ff_vring *vq, uint16_t id, uint16_t count) {
         return;
     }
     vq->taken++;
-    vq->held_used = (vq->held_used & ~(0xffffull << 32)) | (uint64_t)id << 32;
+    vq->held_used = (vq->held_used & ~ID_MASK) | (uint64_t)id << 32;
     used_move(vq, count);
 }
 
-/*
- * The same for n single buffers into which frames were written. From the last to the first,
- * for which a driver that waits is looking, so that it meets each line once.
- */
+/* Used descriptors of n single buffers into which frames were written, in slots in a row. From the
+ * last to the first, for which a driver that waits is looking, so that it meets each line once. */
+static inline void run_put(struct ff_vring *vq, const struct buffer *b,
+                           const struct ff_frame *frames, unsigned int n, struct spot at) {
+    const uint64_t flags = used_word(0, 1, at.wrap) & 0xffffull << 48;
+    const uint32_t hdr_len = vq->hdr_len;
+
+    for (unsigned int i = n; i-- > 0;)
+        used_store(vq, (uint16_t)(at.slot + i),
+                   flags | (b[i].said & ID_MASK) | (hdr_len + frames[i].len));
+}
+
+/* The same, around the ring's end, and moves on. */
 static inline void written_put(struct ff_vring *vq, const struct buffer *b,
                                const struct ff_frame *frames, unsigned int n) {
-    for (unsigned int i = n; i-- > 0;) {
-        struct spot at = {vq->last_used, vq->used_wrap};
+    unsigned int first = RTE_MIN(n, (unsigned int)vq->size - vq->last_used);
 
-        spot_move(&at, (uint16_t)i, vq->size);
-        used_store(vq, at.slot, used_word(b[i].id, vq->hdr_len + frames[i].len, at.wrap));
-    }
+    if (unlikely(first < n))
+        run_put(vq, b + first, frames + first, n - first, (struct spot){0, !vq->used_wrap});
+    run_put(vq, b, frames, first, (struct spot){vq->last_used, vq->used_wrap});
     used_move(vq, (uint16_t)n);
 }
 
@@ -165,7 +175,6 @@ static void held_release(struct ff_vring *vq) {
 
 void ff_packed_rx_done(struct ff_vring *vq) {
     held_release(vq);
-    notify(vq);
 }
 
 /* Section 2.7.7: an indirect table has no chains, its length says how many. */
@@ -223,37 +232,56 @@ static inline void taken_from(struct ff_vring *vq, struct spot at) {
 }
 
 /*
- * Takes up to n single buffers, as long as they are available and hold a virtio-net header.
- * What a descriptor says beside its address is read at one moment, and before that.
+ * Takes up to n single buffers from slots in a row, as long as they are available and hold a
+ * virtio-net header. What a descriptor says beside its address is read at one moment, and before
+ * that. *other: the next one was available, but no such buffer.
  */
-static inline unsigned int buffers_take(struct ff_vring *vq, struct buffer *b, unsigned int n,
-                                        bool write) {
-    const uint16_t looked_at =
-        AVAIL | USED | VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE;
-    struct spot at = {vq->last_avail, vq->avail_wrap};
-    unsigned int i;
+static inline unsigned int run_take(const struct ff_vring *vq, struct ff_near *near,
+                                    struct buffer *b, unsigned int n, struct spot at, bool write,
+                                    bool *other) {
+    typedef uint64_t __attribute__((may_alias)) word;
+    const uint64_t turn = (uint64_t)(AVAIL | USED) << 48;
+    const uint64_t kind = (uint64_t)(VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)
+                          << 48;
+    const uint64_t available = (uint64_t)(at.wrap ? AVAIL : USED) << 48;
+    const uint64_t want = available | (uint64_t)(write ? VRING_DESC_F_WRITE : 0) << 48;
+    const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
+    const struct ff_mem *mem = vq->mem;
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
 
-    for (i = 0; i < n; i++) {
-        typedef uint64_t __attribute__((may_alias)) word;
-        const struct vring_packed_desc *d = &vq->packed_desc[at.slot];
-        uint64_t rest = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
-        uint16_t want = (uint16_t)((at.wrap ? AVAIL : USED) | (write ? VRING_DESC_F_WRITE : 0));
-        uint32_t len = (uint32_t)rest;
+    for (unsigned int i = 0; i < n; i++, d++) {
+        uint64_t said = __atomic_load_n((const word *)(const void *)&d->len, __ATOMIC_ACQUIRE);
 
-        if ((rest >> 48 & looked_at) != want || unlikely(len < vq->hdr_len))
-            break;
-        b[i].p = ff_mem_at(vq->mem, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), len);
-        if (unlikely(b[i].p == NULL)) /* a fault, once it is read as a chain */
-            break;
-        b[i].len = len;
-        b[i].id = (uint16_t)(rest >> 32);
+        b[i].p = NULL;
+        if (likely((said & (turn | kind)) == want && LEN(said) >= hdr_len))
+            b[i].p = ff_mem_near(mem, near, __atomic_load_n(&d->addr, __ATOMIC_RELAXED), LEN(said));
+        if (unlikely(b[i].p ==
+                     NULL)) { /* one out of memory is a fault, once it is read as a chain */
+            *other = (said & turn) == available;
+            return i;
+        }
+        b[i].said = said;
         if (write)
-            ff_prefetch_write(vq, b[i].p);
+            ff_prefetch_write(b[i].p, hdr_len);
         else
-            ff_prefetch_read(vq, b[i].p, len);
-        spot_move(&at, 1, vq->size);
+            ff_prefetch_read(b[i].p, LEN(said), hdr_len, offloads);
     }
-    return i;
+    *other = false;
+    return n;
+}
+
+/* The same from `at` on, around the ring's end. */
+static inline unsigned int buffers_take(const struct ff_vring *vq, struct spot at, struct buffer *b,
+                                        unsigned int n, bool write, bool *other) {
+    unsigned int first = RTE_MIN(n, (unsigned int)vq->size - at.slot);
+    struct ff_near near = {0};
+    unsigned int taken = run_take(vq, &near, b, first, at, write, other);
+
+    if (taken < first || first == n)
+        return taken;
+    at = (struct spot){0, !at.wrap};
+    return taken + run_take(vq, &near, b + first, n - first, at, write, other);
 }
 
 static inline struct spot spot_behind(const struct ff_vring *vq, unsigned int n) {
@@ -280,22 +308,38 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, struct spot at,
     return 0;
 }
 
+/* Frames from single buffers, up to n; returns how many. *other as in run_take. */
+static unsigned int rx_single(struct ff_vring *vq, struct ff_arena *arena, struct spot *at,
+                              struct ff_frame *frames, unsigned int n, bool *other) {
+    struct buffer b[FF_BURST];
+    unsigned int single = buffers_take(vq, *at, b, n, false, other);
+    struct ff_taker taker = ff_taker(vq, arena);
+
+    for (unsigned int i = 0; i < single; i++)
+        ff_frame_from_buffer(&taker, &frames[i], b[i].p, LEN(b[i].said));
+    ff_taken(arena, &taker, single);
+    read_put(vq, b, single);
+    spot_move(at, (uint16_t)single, vq->size);
+    return single;
+}
+
+/* What becomes available meanwhile is for the next burst: looking for it again and again takes the
+ * line away that the driver is writing. */
 unsigned int ff_packed_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                           unsigned int n) {
-    struct buffer b[FF_BURST];
-    unsigned int i, single = buffers_take(vq, b, n, false);
-    struct spot at = spot_behind(vq, single);
+    struct spot at = {vq->last_avail, vq->avail_wrap};
+    bool other;
+    unsigned int i = rx_single(vq, arena, &at, frames, n, &other);
 
-    for (i = 0; i < single; i++)
-        ff_frame_from_buffer(vq, &frames[i], arena, b[i].p, b[i].len);
-    read_put(vq, b, single);
-    for (; i < n && is_available(vq, at); i++) {
+    while (unlikely(other)) {
         uint16_t id, count;
 
         if (rx_chain(vq, arena, at, &frames[i], &id, &count) != 0)
             break;
         chain_put(vq, id, count);
         spot_move(&at, count, vq->size);
+        i++;
+        i += rx_single(vq, arena, &at, &frames[i], n - i, &other);
     }
     taken_from(vq, at);
     return i;
@@ -348,38 +392,46 @@ static void tx_chains(struct ff_vring *vq, const struct ff_frame *f, struct spot
     } while (c.len < len);
     ff_reader_start(&r, f);
     ff_chain_write(&c, vq->hdr_len, &r, f->len);
-    ff_put_header(vq, (uint8_t *)(uintptr_t)c.seg[0].p, (uint16_t)g->heads, f);
+    ff_put_header((uint8_t *)(uintptr_t)c.seg[0].p, vq->hdr_len, (uint16_t)g->heads, f,
+                  vq->offloads);
     *at = from;
 }
 
-/* Frames that fit into single buffers; stops at the first that does not. */
+/* Frames that fit into single buffers; stops at the first that does not, *other then says whether
+ * there is another one. */
 static unsigned int tx_single(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
-                              struct ff_sent *sent) {
+                              struct ff_sent *sent, bool *other) {
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
     struct buffer b[FF_BURST];
     unsigned int i, single;
+    uint64_t bytes = 0;
 
     for (i = 0; i < n; i += DESC_PER_LINE)
         __builtin_prefetch(&vq->packed_desc[spot_behind(vq, i).slot], 1);
-    single = buffers_take(vq, b, n, true);
-    for (i = 0; i < single && b[i].len >= vq->hdr_len + frames[i].len; i++) {
-        ff_put_header(vq, b[i].p, 1, &frames[i]);
-        ff_put_frame(b[i].p + vq->hdr_len, &frames[i]);
-        sent->bytes += frames[i].len;
+    single = buffers_take(vq, spot_behind(vq, 0), b, n, true, other);
+    for (i = 0; i < single && LEN(b[i].said) >= hdr_len + frames[i].len; i++) {
+        ff_put_header(b[i].p, hdr_len, 1, &frames[i], offloads);
+        ff_put_frame(b[i].p + hdr_len, &frames[i]);
+        bytes += frames[i].len;
     }
     written_put(vq, b, frames, i);
+    sent->bytes += bytes;
     sent->packets += i;
+    *other |= i < single;
     return i;
 }
 
 struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                             uint32_t *too_long) {
     struct ff_sent sent = {0};
-    unsigned int i = tx_single(vq, frames, n, &sent);
+    bool other;
+    unsigned int i = tx_single(vq, frames, n, &sent, &other);
     struct spot at = spot_behind(vq, i);
     struct gather g;
 
     vq->taken = 0;
-    for (; unlikely(i < n); i++) {
+    for (; unlikely(other) && i < n; i++) {
         tx_chains(vq, &frames[i], &at, &g);
         if (g.too_long) {
             ++*too_long;
@@ -396,7 +448,5 @@ struct ff_sent ff_packed_tx(struct ff_vring *vq, const struct ff_frame *frames, 
     if (vq->taken > 0)
         held_release(vq);
     vq->taken = 0;
-    if (sent.packets > 0)
-        notify(vq);
     return sent;
 }

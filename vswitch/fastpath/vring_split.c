@@ -2,7 +2,6 @@
 /* Split virtqueues, virtio 1.1 section 2.6, from the device's side. */
 #include <emmintrin.h>
 
-#include <rte_atomic.h>
 #include <rte_prefetch.h>
 
 #include "vring.h"
@@ -34,11 +33,10 @@ static inline unsigned int available(struct ff_vring *vq) {
 }
 
 /* Section 2.6.7: an interrupt, unless the driver said that it wants none yet. */
-static void notify(struct ff_vring *vq) {
+void ff_split_notify(struct ff_vring *vq) {
     uint16_t old = vq->signalled;
     bool wanted;
 
-    rte_smp_mb(); /* used->idx is written before what the driver asks for is read */
     vq->signalled = vq->last_used;
     if (vq->event_idx)
         wanted = vring_need_event(load_index(&vq->avail->ring[vq->size]), vq->last_used, old);
@@ -59,7 +57,6 @@ static inline void used_put(struct ff_vring *vq, uint16_t offset, uint16_t head,
 static inline void used_publish(struct ff_vring *vq, uint16_t n) {
     vq->last_used = (uint16_t)(vq->last_used + n);
     __atomic_store_n(&vq->used->idx, vq->last_used, __ATOMIC_RELEASE);
-    notify(vq);
 }
 
 /* Adds the buffers of the chain at `i`, section 2.6.5; false after a fault. */
@@ -110,8 +107,8 @@ static bool chain_read(struct ff_vring *vq, uint16_t i, bool write, struct ff_ch
  * The one buffer of the chain at `head`, when it is a plain one that holds at
  * least min_len bytes; else NULL, and the chain has to be walked.
  */
-static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_t flags,
-                                     uint32_t min_len, uint32_t *len) {
+static inline uint8_t *single_buffer(struct ff_vring *vq, struct ff_near *near, uint16_t head,
+                                     uint16_t flags, uint32_t min_len, uint32_t *len) {
     struct vring_desc d = desc_read(vq->desc, head);
 
     *len = d.len;
@@ -119,7 +116,7 @@ static inline uint8_t *single_buffer(struct ff_vring *vq, uint16_t head, uint16_
                      flags ||
                  d.len < min_len))
         return NULL;
-    return ff_mem_at(vq->mem, d.addr, d.len);
+    return ff_mem_near(vq->mem, near, d.addr, d.len);
 }
 
 static inline uint16_t avail_head(const struct ff_vring *vq, uint16_t offset) {
@@ -146,7 +143,10 @@ static int rx_chain(struct ff_vring *vq, struct ff_arena *arena, uint16_t head,
 
 unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_frame *frames,
                          unsigned int n) {
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
     unsigned int ready = available(vq), i;
+    struct ff_near near = {0};
     uint16_t head[FF_BURST];
     uint8_t *buf[FF_BURST];
     uint32_t len[FF_BURST];
@@ -164,13 +164,19 @@ unsigned int ff_split_rx(struct ff_vring *vq, struct ff_arena *arena, struct ff_
         rte_prefetch0(&vq->desc[head[i]]);
     }
     for (i = 0; i < n; i++) {
-        buf[i] = single_buffer(vq, head[i], 0, vq->hdr_len, &len[i]);
-        ff_prefetch_read(vq, buf[i], len[i]);
+        buf[i] = single_buffer(vq, &near, head[i], 0, hdr_len, &len[i]);
+        ff_prefetch_read(buf[i], len[i], hdr_len, offloads);
     }
     for (i = 0; i < n; i++) {
-        if (likely(buf[i] != NULL))
-            ff_frame_from_buffer(vq, &frames[i], arena, buf[i], len[i]);
-        else if (rx_chain(vq, arena, head[i], &frames[i]) != 0)
+        unsigned int run = i;
+        struct ff_taker taker = ff_taker(vq, arena);
+
+        for (; i < n && likely(buf[i] != NULL); i++) {
+            ff_frame_from_buffer(&taker, &frames[i], buf[i], len[i]);
+            used_put(vq, (uint16_t)i, head[i], 0);
+        }
+        ff_taken(arena, &taker, i - run);
+        if (likely(i == n) || rx_chain(vq, arena, head[i], &frames[i]) != 0)
             break;
         used_put(vq, (uint16_t)i, head[i], 0);
     }
@@ -229,14 +235,17 @@ static struct gather tx_chains(struct ff_vring *vq, const struct ff_frame *f, ui
     } while (c.len < len);
     ff_reader_start(&r, f);
     ff_chain_write(&c, vq->hdr_len, &r, f->len);
-    ff_put_header(vq, (uint8_t *)(uintptr_t)c.seg[0].p, g.heads, f);
+    ff_put_header((uint8_t *)(uintptr_t)c.seg[0].p, vq->hdr_len, g.heads, f, vq->offloads);
     return g;
 }
 
 struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, unsigned int n,
                            uint32_t *too_long) {
     unsigned int ready = available(vq), plain = RTE_MIN(ready, n);
+    const uint32_t hdr_len = vq->hdr_len;
+    const uint8_t offloads = vq->offloads;
     struct ff_sent sent = {0};
+    struct ff_near near = {0};
     uint16_t head[FF_BURST];
     uint8_t *buf[FF_BURST];
     uint32_t len;
@@ -252,15 +261,16 @@ struct ff_sent ff_split_tx(struct ff_vring *vq, const struct ff_frame *frames, u
         rte_prefetch0(&vq->desc[head[i]]);
     }
     for (unsigned int i = 0; i < plain; i++) {
-        buf[i] = single_buffer(vq, head[i], VRING_DESC_F_WRITE, vq->hdr_len + frames[i].len, &len);
-        ff_prefetch_write(vq, buf[i]);
+        buf[i] =
+            single_buffer(vq, &near, head[i], VRING_DESC_F_WRITE, hdr_len + frames[i].len, &len);
+        ff_prefetch_write(buf[i], hdr_len);
     }
     for (unsigned int i = 0; i < n; i++) {
         /* as long as each frame took one chain, buf[] is about the right one */
         if (likely(i < plain && at == i && buf[i] != NULL)) {
-            ff_put_header(vq, buf[i], 1, &frames[i]);
-            ff_put_frame(buf[i] + vq->hdr_len, &frames[i]);
-            used_put(vq, at++, head[i], vq->hdr_len + frames[i].len);
+            ff_put_header(buf[i], hdr_len, 1, &frames[i], offloads);
+            ff_put_frame(buf[i] + hdr_len, &frames[i]);
+            used_put(vq, at++, head[i], hdr_len + frames[i].len);
         } else {
             struct gather g = tx_chains(vq, &frames[i], at, ready);
 

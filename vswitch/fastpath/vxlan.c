@@ -25,7 +25,7 @@ struct packed {
     uint8_t ecn;         /* of the outer header */
 };
 
-enum found { NOT_FOR_US, FOR_US, MALFORMED };
+enum found { NOT_FOR_US, FOR_US, MALFORMED, BARRIER };
 
 /* ---- the inner frame's IP header ---- */
 
@@ -146,8 +146,8 @@ static enum found unpack(const struct ff_frame *f, const struct ff_uplink_conf *
         f->head_len < p->header_len + RTE_ETHER_HDR_LEN)
         return MALFORMED;
     vxlan = (const void *)(udp + 1);
-    if (!(vxlan->vx_flags & rte_cpu_to_be_32(VXLAN_I)))
-        return MALFORMED;
+    if (unlikely(!(vxlan->vx_flags & rte_cpu_to_be_32(VXLAN_I))))
+        return vxlan->vx_flags == 0 && vxlan->vx_vni == 0 ? BARRIER : MALFORMED;
     p->vni = rte_be_to_cpu_32(vxlan->vx_vni) >> 8;
     return FOR_US;
 }
@@ -192,6 +192,22 @@ static struct ff_port *receive(struct ff_worker *w, const struct ff_port *uplink
     }
     ff_drop(w, uplink->id, reason, f);
     return NULL;
+}
+
+/* What is in no network: ff_rdma.h. */
+static void receive_barrier(struct ff_worker *w, const struct ff_port *uplink, unsigned int queue,
+                            struct ff_frame *f, const struct packed *p) {
+    unsigned int reason = FF_DROP_TUNNEL_PEER;
+
+    if (ff_tunnel_peer(&p->source))
+        reason =
+            ff_rdma_barrier(w, uplink, queue, f->head + p->header_len, f->head_len - p->header_len);
+    if (reason != FF_DROP_NONE) {
+        ff_drop(w, uplink->id, reason, f);
+        return;
+    }
+    w->port_stats[uplink->id].decapsulated++;
+    ff_frame_free(f);
 }
 
 /* Frames of one network. */
@@ -243,6 +259,8 @@ unsigned int ff_vxlan_input(struct ff_worker *w, struct ff_port *uplink, unsigne
             inner[got] = frames[i];
             ports[got] = receive(w, uplink, &inner[got], &p);
             got += ports[got] != NULL;
+        } else if (unlikely(found == BARRIER)) {
+            receive_barrier(w, uplink, queue, &frames[i], &p);
         } else if (found == MALFORMED) {
             ff_drop(w, uplink->id, FF_DROP_TUNNEL_MALFORMED, &frames[i]);
         } else {
@@ -307,7 +325,8 @@ static uint16_t udp_checksum(const struct rte_mbuf *m, bool ipv6) {
 }
 
 /* Puts the outer headers in front of a frame of its own mbuf. */
-static void encapsulate(struct ff_frame *f, const struct ff_remote *r, uint32_t vni) {
+static void encapsulate(struct ff_frame *f, const struct ff_remote *r, uint32_t flags,
+                        uint32_t vni) {
     const uint8_t *inner = inner_ip(f);
     uint8_t tos = inner != NULL ? ip_tos(inner) : 0;
     uint32_t len = f->len + r->header_len - RTE_ETHER_HDR_LEN; /* of the IP packet */
@@ -324,6 +343,7 @@ static void encapsulate(struct ff_frame *f, const struct ff_remote *r, uint32_t 
         finish_ipv4(p + RTE_ETHER_HDR_LEN, len, tos);
     udp->src_port = rte_cpu_to_be_16((uint16_t)(SOURCE_PORT_FIRST | (f->steer & 0x3fff)));
     udp->dgram_len = rte_cpu_to_be_16((uint16_t)(len + RTE_ETHER_HDR_LEN - udp_at));
+    vxlan->vx_flags = rte_cpu_to_be_32(flags);
     vxlan->vx_vni = rte_cpu_to_be_32(vni << 8);
     if (r->checksum)
         udp->dgram_cksum = udp_checksum(f->buf, r->ipv6);
@@ -345,9 +365,26 @@ static bool pack(struct ff_worker *w, const struct ff_port *port, const struct f
         ff_tap_frame(w, port, FF_TAP_TX, frame);
     stats->queue[0].tx_packets++;
     stats->queue[0].tx_bytes += frame->len;
-    encapsulate(frame, r, (uint32_t)(uintptr_t)port->dev);
+    encapsulate(frame, r, VXLAN_I, (uint32_t)(uintptr_t)port->dev);
     w->port_stats[r->uplink].encapsulated++;
     return true;
+}
+
+void ff_vxlan_barrier(struct ff_worker *w, uint16_t remote, uint16_t steer,
+                      const struct ff_rdma_barrier *barrier) {
+    const struct ff_remote *r = ff_tunnel_remote(remote);
+    struct rte_mbuf *m = r != NULL ? rte_pktmbuf_alloc(ff.pool) : NULL;
+    struct ff_frame f;
+
+    if (m == NULL)
+        return; /* as if it were lost on its way */
+    memcpy(rte_pktmbuf_append(m, sizeof(*barrier)), barrier, sizeof(*barrier));
+    ff_frame_from_mbuf(&f, m);
+    f.steer = steer;
+    f.remote = remote;
+    encapsulate(&f, r, 0, 0);
+    w->port_stats[r->uplink].encapsulated++;
+    ff_output(w, r->uplink, FF_PORT_NONE, &f);
 }
 
 /* All of them belong to one frame, and so to one remote. */
@@ -373,7 +410,7 @@ void ff_vxlan_output(struct ff_worker *w, struct ff_port *port, uint16_t in_port
     const struct ff_remote *r;
 
     if (frame->remote & FF_TUNNEL_RDMA) {
-        if (ff_rdma_output(w, port, frame))
+        if (ff_rdma_output(w, port, in_port, frame))
             return;
         frame->remote &= (uint16_t)~FF_TUNNEL_RDMA;
     }

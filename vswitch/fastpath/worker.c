@@ -44,7 +44,7 @@ static unsigned int poll_queue(struct ff_worker *w, struct ff_port *port, unsign
     ff_output_flush(w);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_TX);
     if (port->ops->rx_done != NULL)
-        port->ops->rx_done(port, queue);
+        port->ops->rx_done(w, port, queue);
     ff_sample_stage(&w->sample, &w->stats, FF_STAGE_RX_DONE);
     ff_sample_end(&w->sample, &w->stats, got);
     now = rte_rdtsc();
@@ -115,6 +115,10 @@ int ff_worker_main(void *arg) {
         n = ff_upcall_commands(w);
         w->mark = unlikely(n > 0) ? rte_rdtsc() : top;
         n += poll_all(w, busy);
+        if (unlikely(w->holding != NULL || w->n_due > 0))
+            ff_rdma_settle(w);
+        if (likely(w->untold != NULL))
+            ff_vhost_tell(w);
         if (unlikely(w->signal)) {
             w->signal = false;
             ff_signal(ff.upcall_fd, &ff.upcall_armed);

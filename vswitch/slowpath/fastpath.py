@@ -27,6 +27,7 @@ from vswitch.slowpath.types import (
     PortConfig,
     PortState,
     PortType,
+    RdmaChange,
     RdmaEnd,
     RdmaEvent,
     RdmaPeer,
@@ -51,10 +52,10 @@ RDMA_BATCH = 64
 SUSPECTS_MAX = 4096
 TAP_BYTES = 1 << 20
 
-
 _PORT_TYPES = {
     PortType.VHOST_USER: lib.FF_PORT_VHOST_USER,
     PortType.PMD: lib.FF_PORT_PMD,
+    PortType.PACKET: lib.FF_PORT_PACKET,
     PortType.VXLAN: lib.FF_PORT_VXLAN,
     PortType.FF: lib.FF_PORT_FF,
     PortType.RDMA: lib.FF_PORT_RDMA,
@@ -130,9 +131,9 @@ class FastPath:
         self._check(lib.ff_init(conf, self._err))
         return self
 
-    def _check(self, rc: int) -> int:
+    def _check(self, rc: int, what: str = "") -> int:
         if rc < 0:
-            raise FastPathError(_text(self._err) or f"the fast path failed with error {-rc}")
+            raise FastPathError(f"{what}: {os.strerror(-rc)}" if what else _text(self._err) or f"error {-rc}")
         return rc
 
     def stop(self) -> None:
@@ -413,15 +414,15 @@ class FastPath:
 
     def rdma_peer_use(self, peer: int, remote: int) -> None:
         """Sends frames for one more tunnel end over a connected peer; remote 0: for none. Raises FastPathError."""
-        rc = lib.ff_rdma_peer_use(peer, remote)
-        if rc < 0:
-            raise FastPathError(f"peer {peer} cannot serve tunnel end {remote}: {os.strerror(-rc)}")
+        self._check(lib.ff_rdma_peer_use(peer, remote), f"peer {peer} cannot serve tunnel end {remote}")
 
     def rdma_peer_drain(self, peer: int) -> None:
         """Asks for an event when the other end has passed on all that was sent. Raises FastPathError."""
-        rc = lib.ff_rdma_peer_drain(peer)
-        if rc < 0:
-            raise FastPathError(f"peer {peer} cannot be drained: {os.strerror(-rc)}")
+        self._check(lib.ff_rdma_peer_drain(peer), f"peer {peer} cannot be drained")
+
+    def rdma_peer_change(self, peer: int, change: RdmaChange) -> None:
+        """Begins or ends a planned change of path, as in ff_rdma.h. Raises FastPathError."""
+        self._check(lib.ff_rdma_peer_change(peer, change), f"peer {peer} cannot be {change.name.lower()}")
 
     def rdma_peer_del(self, peer: int) -> None:
         """Ends a peer. Raises FastPathError when there is none."""
@@ -434,9 +435,8 @@ class FastPath:
         if lib.ff_rdma_peer_info(peer, info) < 0:
             raise FastPathError(f"no peer has number {peer}")
         stats = RdmaStats(*(getattr(info.stats, name) for name in RdmaStats.__slots__))
-        return RdmaPeer(
-            RdmaState(info.state), info.port_id, info.remote, info.n_qps, info.epoch, _text(info.reason), stats
-        )
+        state, reason = RdmaState(info.state), _text(info.reason)
+        return RdmaPeer(state, info.port_id, info.remote, info.n_qps, info.epoch, reason, stats)
 
     def rdma_events(self) -> list[RdmaEvent]:
         """What became of peers since the last call; call when event_fd is readable, as `events`."""

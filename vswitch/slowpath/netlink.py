@@ -13,6 +13,7 @@ from importlib import import_module
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from vswitch.slowpath import netfilter
 from vswitch.slowpath.errors import SwitchError
 
 _RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
@@ -60,6 +61,7 @@ class Kernel(Protocol):
     async def resolve(self, link: int, ip: bytes) -> None: ...
     def changes(self) -> AsyncIterator[Neighbour | None]: ...
     def sink(self, ip: bytes, udp_port: int) -> Callable[[], None]: ...
+    def leave_alone(self, link: Link, ip: bytes, udp_port: int) -> Callable[[], None]: ...
     async def close(self) -> None: ...
 
 
@@ -152,6 +154,10 @@ class Rtnetlink:
             sock.close()
             raise
         return sock.close
+
+    def leave_alone(self, link: Link, ip: bytes, udp_port: int) -> Callable[[], None]:
+        """`netfilter.leave_alone` on a link."""
+        return netfilter.leave_alone(link.name, ip, udp_port)
 
     async def close(self) -> None:
         """Close both sockets."""

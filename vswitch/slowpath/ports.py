@@ -30,7 +30,8 @@ _DECIMAL = re.compile(r"[0-9]{1,10}")
 _PORT_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=[A-Za-z0-9_.-]{0,63}")
 
 # vxlan ports come and go with the controller's networks.
-_USER_TYPES = (PortType.VHOST_USER, PortType.PMD, PortType.FF)
+_USER_TYPES = (PortType.VHOST_USER, PortType.PMD, PortType.PACKET, PortType.FF)
+DEVICES = {PortType.PMD: "net_pcap0,iface=eth0 or a PCI address", PortType.PACKET: "the kernel's eth0"}
 
 _RULES = "letters, digits, '_', '.' and '-', the first a letter or digit"
 
@@ -276,15 +277,15 @@ def _read(given: Mapping[str, object]) -> dict[str, object]:
 
 def _check(config: PortConfig) -> PortConfig:
     """The rules that concern more than one key."""
-    if config.type is PortType.PMD:
+    if config.type in DEVICES:
         if not config.devargs:
-            raise BadParams(f"port {config.name}: a pmd port needs devargs, such as net_af_packet0,iface=eth0")
+            raise BadParams(f"port {config.name}: a {config.type} port needs devargs, such as {DEVICES[config.type]}")
         if config.socket or config.role != "client":
-            raise BadParams(f"port {config.name}: a pmd port has neither socket nor role")
+            raise BadParams(f"port {config.name}: a {config.type} port has neither socket nor role")
     elif config.type is PortType.FF and (config.role != "client" or config.uplink):
         raise BadParams(f"port {config.name}: an ff port has no role, and is no uplink")
     elif config.devargs:
-        raise BadParams(f"port {config.name}: devargs are for pmd ports: say type pmd, or leave them out")
+        raise BadParams(f"port {config.name}: devargs are for pmd and packet ports: say type pmd, or leave them out")
     if config.tag and (config.trunks or config.native_vlan):
         raise BadParams(
             f"port {config.name}: a tag makes it an access port, trunks and native_vlan a trunk: give one or the other"
@@ -314,7 +315,7 @@ def read_port(given: Mapping[str, object], run_dir: Path) -> PortConfig:
     if "name" not in given:
         raise BadParams("port.add: the name is missing")
     config = _check(PortConfig(**_read(given)))  # type: ignore[arg-type]
-    if config.type is PortType.PMD:
+    if config.type in DEVICES:
         return config
     if config.type is PortType.FF and config.socket:
         raise BadParams(f"port {config.name}: an ff port's socket is ff.sock in its directory: leave it out")

@@ -8,6 +8,7 @@ sent its flows by VXLAN before anybody here knows; a new one is made after a whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -32,7 +33,7 @@ from vswitch.slowpath.rdma_negotiation import (
     queue_pairs,
 )
 from vswitch.slowpath.switch import PortEntry, Switch
-from vswitch.slowpath.types import PortConfig, PortType, RdmaEnd, RdmaStats, RdmaWhat
+from vswitch.slowpath.types import PortConfig, PortType, RdmaChange, RdmaEnd, RdmaStats, RdmaWhat
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ QUEUE_PAIRS_QUOTA = 256  # of all peers together
 _BACKOFF_S, _BACKOFF_MAX_S = 0.1, 1.0
 # A peer that failed in use, again and again, loses frames each time: it is used more and more rarely.
 _SETTLED_S = 10.0
+# Who sends hears of a dead host by what is not acknowledged; who is silent for so long sends a mark.
+_SILENT_S = 2.0
 _UNSETTLED, _UNSETTLED_MAX_S = 3, 60.0
 _UNIT_S = 4.096e-6  # InfiniBand specification, section 9.7.6.1.3: a timeout is this times a power of two
-_RETRIES = 7
+_RETRIES = 6  # Linux's rdma_rxe takes 7 for ever: a peer behind a dead link would never fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,9 @@ class _Host:
     failures: int = 0  # since it was last in use
     unsettled: int = 0  # failures soon after it came into use
     timer: asyncio.TimerHandle | None = None
+    sent: int = 0  # messages, at the last look
+    watch: asyncio.TimerHandle | None = None  # the next look, while it is in use
+    joining: asyncio.TimerHandle | None = None  # ends the change of path to the own peer
 
 
 class RdmaPeers:
@@ -106,6 +112,7 @@ class RdmaPeers:
     def __init__(self, switch: Switch, say: Callable[[str, Offer], None], timeout_ms: int) -> None:
         self._switch, self._say = switch, say
         self._timeout = timeout_exponent(timeout_ms)
+        self._joining_s = timeout_ms / 1000  # nor does VXLAN hold a frame for longer
         self._hosts: dict[str, _Host] = {}
         self._by_number: dict[int, str] = {}
         self._ports: dict[Local, PortEntry] = {}
@@ -116,6 +123,9 @@ class RdmaPeers:
         """No more is made; what is there goes with the fast path."""
         for host in self._hosts.values():
             _cancel(host)
+            _unwatch(host)
+            if host.joining is not None:
+                host.joining.cancel()
         for entry in self._ports.values():
             asyncio.get_running_loop().remove_reader(self._switch.fast_path.rdma_device_fd(entry.id))
 
@@ -233,6 +243,9 @@ class RdmaPeers:
         """Let frames for the wanted tunnel ends go over the peer, and no others."""
         assert host.want is not None and host.own is not None
         try:
+            if host.own.stage is not Stage.USED:
+                self._switch.fast_path.rdma_peer_change(host.number, RdmaChange.JOINING)
+                host.joining = asyncio.get_running_loop().call_later(self._joining_s, self._joined, name, host)
             if host.used - host.want.remotes:
                 self._switch.fast_path.rdma_peer_use(host.number, 0)
                 host.used = frozenset()
@@ -244,6 +257,14 @@ class RdmaPeers:
             return
         host.own = replace(host.own, stage=Stage.USED)
         host.why = ""
+
+    def _joined(self, name: str, host: _Host) -> None:
+        """What went by VXLAN has come."""
+        host.joining = None
+        try:
+            self._switch.fast_path.rdma_peer_change(host.number, RdmaChange.SETTLED)
+        except FastPathError as error:
+            self._fail(name, host, str(error))
 
     # ---- what the fast path tells ----------------------------------------------------------
 
@@ -259,6 +280,7 @@ class RdmaPeers:
                 self._use(name, host)
                 if host.own is not None:
                     host.since, host.used_at, host.failures = time.time(), time.monotonic(), 0
+                    self._watch(name, host)
                     log.info("host %s: reached by RDMA, from %s", name, self._label(host))
         for name, host in list(self._hosts.items()):
             if host.want is not None and host.own is None:
@@ -285,9 +307,26 @@ class RdmaPeers:
             host.timer = None
             self._advance(name, host)
 
+    def _watch(self, name: str, host: _Host) -> None:
+        host.watch = asyncio.get_running_loop().call_later(_SILENT_S, self._look, name)
+
+    def _look(self, name: str) -> None:
+        """Send a mark where nothing else was sent since the last look: the peer fails unless it is acknowledged."""
+        host = self._hosts[name]
+        sent = self._switch.fast_path.rdma_peer(host.number).stats.tx_messages
+        if sent == host.sent:
+            with contextlib.suppress(FastPathError):  # one is on its way, or the peer has failed: an event will tell
+                self._switch.fast_path.rdma_peer_drain(host.number)
+        host.sent = sent
+        self._watch(name, host)
+
     def _end(self, host: _Host) -> None:
+        _unwatch(host)
         if host.own is None:
             return
+        if host.joining is not None:
+            host.joining.cancel()
+            host.joining = None
         del self._by_number[host.number]
         self._switch.fast_path.rdma_peer_del(host.number)
         host.own, host.end, host.number, host.used = None, None, 0, frozenset()
@@ -390,3 +429,10 @@ def _cancel(host: _Host) -> None:
     if host.timer is not None:
         host.timer.cancel()
         host.timer = None
+
+
+def _unwatch(host: _Host) -> None:
+    if host.watch is not None:
+        host.watch.cancel()
+        host.watch = None
+    host.sent = 0

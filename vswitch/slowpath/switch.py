@@ -26,7 +26,7 @@ from vswitch.slowpath.memory.numbers import Epochs
 from vswitch.slowpath.memory.ports import MemoryPorts
 from vswitch.slowpath.memory.rules import PairRules
 from vswitch.slowpath.memory.shortcuts import Shortcuts
-from vswitch.slowpath.ports import change_port, differences
+from vswitch.slowpath.ports import DEVICES, change_port, differences
 from vswitch.slowpath.progress import Progress, Subject
 from vswitch.slowpath.stats import Counters
 from vswitch.slowpath.taps import TapHub
@@ -239,7 +239,7 @@ class Switch:
                 continue
             if config.socket and config.socket == other.config.socket:
                 raise SwitchError(f"socket {config.socket} is that of port {other.config.name}: give another path")
-            if config.type is PortType.PMD and device == other.config.devargs.split(",", 1)[0]:
+            if config.type in DEVICES and device == other.config.devargs.split(",", 1)[0]:
                 raise SwitchError(f"device {device} is that of port {other.config.name}: give another name")
 
     def remove(self, name: str) -> None:

@@ -130,6 +130,7 @@ class Action(NamedTuple):
 class PortType(StrEnum):
     VHOST_USER = "vhost-user"
     PMD = "pmd"
+    PACKET = "packet"  # a kernel interface that the kernel goes on using
     VXLAN = "vxlan"  # the other hosts of a network; made for the controller, not by users
     FF = "ff"  # a memory port
     RDMA = "rdma"  # a port of an RDMA device; other hosts are reached by it. Made like vxlan
@@ -158,7 +159,7 @@ class PortConfig:
     type: PortType = PortType.VHOST_USER
     socket: str = ""  # vhost-user, ff: path of the socket
     role: str = "client"  # vhost-user: the switch's role, "client" or "server"
-    devargs: str = ""  # pmd; rdma: the device's name
+    devargs: str = ""  # pmd; packet: the interface's name, rdma: the device's
     vni: int = 0  # vxlan
     rdma_port: int = 1  # rdma: of the device
     gid_index: int = 0  # rdma: the GID by which others reach it
@@ -308,6 +309,14 @@ class RdmaState(IntEnum):
     FAILED = 3
 
 
+class RdmaChange(IntEnum):
+    """`enum ff_rdma_change` of ff_rdma.h."""
+
+    SETTLED = 0
+    JOINING = 1
+    LEAVING = 2
+
+
 class RdmaWhat(IntEnum):
     """`enum ff_rdma_what` of ff_rdma.h."""
 
@@ -339,6 +348,8 @@ class RdmaStats:
     uncertain: int
     doorbells: int
     controls: int
+    held: int
+    unplanned: int
 
 
 @dataclass(frozen=True, slots=True)

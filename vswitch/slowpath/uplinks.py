@@ -110,6 +110,7 @@ class Uplinks:
         self._kernel: Kernel | None = None
         self._resolver: KernelResolver | None = None
         self._sinks: dict[bytes, Callable[[], None]] = {}
+        self._unseen: dict[bytes, tuple[tuple[int, str], Callable[[], None]]] = {}  # by address: on which link
         self._again = asyncio.Event()
         self._stale = True  # the kernel's routes are others than at the last look
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,8 +127,8 @@ class Uplinks:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for close in self._sinks.values():
-            close()
+        self._ports.clear()
+        self._give_back()
         if self._kernel is not None:
             await self._kernel.close()
 
@@ -288,7 +289,7 @@ class Uplinks:
             ends = [await self._end(entry, text, addresses) for text in entry.config.uplink]
             if self._switch.ports.get(name) is entry and entry.id:
                 self._set_up(entry, {end.ip: end for end in ends})
-        self._close_sinks()
+        self._give_back()
         if self._resolver is not None and self._kernel is not None:
             for tunnel in list(self._tunnels.values()):
                 if self._is_shared(tunnel):
@@ -319,7 +320,7 @@ class Uplinks:
         gateways = {ip_address(gateway).version: ip_address(gateway).packed for gateway in entry.config.uplink_gateway}
         for ip, end in ends.items():
             if end.link is not None:
-                self._open_sink(end, port)
+                self._take_over(end, end.link, port)
             else:
                 gateway = gateways.get(end.interface.version, b"")
                 port.own[ip] = OwnResolver(
@@ -344,17 +345,32 @@ class Uplinks:
             self._switch.fast_path.uplink_set(entry.id, Uplink())
         log.info("uplink %s: is none any more", name)
 
-    def _open_sink(self, end: End, port: _Port) -> None:
-        if end.ip in self._sinks or self._kernel is None:
+    def _take_over(self, end: End, link: Link, port: _Port) -> None:
+        """The tunnel's UDP port of a shared address is the switch's: the kernel need not look at what comes for it."""
+        if self._kernel is None:
             return
+        if end.ip not in self._sinks:
+            try:
+                self._sinks[end.ip] = self._kernel.sink(end.ip, VXLAN_PORT)
+            except OSError as error:
+                port.why = f"UDP port {VXLAN_PORT} of {end.interface.ip}: {error.strerror}: is there a vxlan device?"
+                log.warning("uplink: %s", port.why)
+                return
+        place = (link.index, link.name)
+        old, close = self._unseen.pop(end.ip, (place, None))
+        if close is not None and old != place:
+            close()
+            close = None
         try:
-            self._sinks[end.ip] = self._kernel.sink(end.ip, VXLAN_PORT)
+            self._unseen[end.ip] = place, close or self._kernel.leave_alone(link, end.ip, VXLAN_PORT)
         except OSError as error:
-            port.why = f"UDP port {VXLAN_PORT} of {end.interface.ip}: {error.strerror}: is there a vxlan device?"
-            log.warning("uplink: %s", port.why)
+            text = "the kernel looks at tunnel frames for %s too, which takes CPU: no nftables at %s's ingress: %s"
+            log.warning("uplink: " + text, end.interface.ip, link.name, error.strerror)
 
-    def _close_sinks(self) -> None:
+    def _give_back(self) -> None:
         used = {ip for port in self._ports.values() for ip, end in port.ends.items() if end.link is not None}
+        for ip in self._unseen.keys() - used:
+            self._unseen.pop(ip)[1]()
         for ip in self._sinks.keys() - used:
             self._sinks.pop(ip)()
 

@@ -7,10 +7,8 @@ The generator's two stations are the containers, one on each host.
 from __future__ import annotations
 
 import contextlib
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -26,6 +24,7 @@ VNI = 66
 UPLINK = "eth0"
 VXLAN_PORT = 4789  # RFC 7348 section 5
 # The two hosts' poll threads share a core and so take turns of some milliseconds: the ring holds what comes meanwhile.
+# ffswitch's packet ports have rings of that size.
 DEVARGS = f"net_af_packet0,iface={UPLINK},framecnt=8192,blocksz=65536"
 # See template_make in traffic/frames.c.
 STATIONS = (("02:00:00:00:00:00", "10.0.0.0"), ("02:00:00:01:00:00", "10.1.0.0"))
@@ -40,8 +39,7 @@ def link_ip(number: int) -> str:
 
 
 def bridge_ip(number: int) -> str:
-    """The address that OVS wants on its bridge with the uplink. Either is the kernel's own: what comes for an address
-    that is nobody's the kernel may try to forward, at a cost of thousands of cycles."""
+    """The address that OVS wants on its bridge with the uplink."""
     return f"192.0.2.{101 + number}"
 
 
@@ -116,7 +114,7 @@ class FfOverlay(Overlay):
             options = controller.options(f"h{number}", directory / f"state{number}")
             here = self._environment.part(f"h{number}")
             switch = stack.enter_context(FfSwitch(here, options=options, netns=name))
-            switch.call("port.add", name="up0", type="pmd", devargs=DEVARGS)
+            switch.call("port.add", name="up0", type="packet", devargs=UPLINK)
             switch.call("port.set", name="up0", values={"uplink": [f"{link_ip(number)}/24"]})
             self._switches.append(switch)
         self.hosts = list(self._switches)
@@ -145,8 +143,6 @@ class OvsHost(Ovs):
     def connect(self, sockets: Sequence[Path]) -> None:
         for bridge in ("br-phy", "br-int"):
             self._vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail-mode=secure")
-        # As ffswitch's: the kernel passes over at once what is for another MAC address than the link's.
-        self._vsctl("set", "bridge", "br-phy", f'other_config:hwaddr="{self.mac}"')
         self._vsctl(
             *("add-port", "br-phy", "up0", "--", "set", "interface", "up0", "type=dpdk"),
             f"options:dpdk-devargs={DEVARGS}",
@@ -168,8 +164,8 @@ class OvsHost(Ovs):
 
     @property
     def mac(self) -> str:
-        """The uplink's MAC address, which is the tunnel's outer one too."""
-        text = run(["ip", "-n", self._netns, "-br", "link", "show", UPLINK])
+        """The outer MAC address: OVS's own choice, not the uplink's, so the kernel passes over its frames at once."""
+        text = run(["ip", "-n", self._netns, "-br", "link", "show", "br-phy"])
         return text.split()[2]
 
     def meet(self, mac: str) -> None:
@@ -189,26 +185,9 @@ class OvsOverlay(Overlay):
         for number, name in enumerate(names):
             host = OvsHost(self._environment.part(f"h{number}"), number, name)
             self._switches.append(stack.enter_context(host))
-            # The kernel sees each frame too and the outer address is its own: without it, it would tell the sender.
-            stack.enter_context(_sink(name))
         self.hosts = list(self._switches)
 
     def connect(self, sockets: Sequence[Path]) -> None:
         super().connect(sockets)
         for host, other in zip(self._switches, reversed(self._switches), strict=True):
             host.meet(other.mac)
-
-
-@contextlib.contextmanager
-def _sink(name: str) -> Iterator[None]:
-    """The namespace's kernel takes what comes for VXLAN's port, and soon drops it unread."""
-    netns = import_module("pyroute2.netns")
-    netns.pushns(name)
-    try:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    finally:
-        netns.popns()
-    with sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-        sock.bind(("0.0.0.0", VXLAN_PORT))
-        yield

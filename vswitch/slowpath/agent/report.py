@@ -15,6 +15,7 @@ UNCONTROLLED = "default"  # the network of ports that no controller has a say in
 _TYPES = {
     SwitchPortType.VHOST_USER: PortType.VHOST_USER,
     SwitchPortType.PMD: PortType.PMD,
+    SwitchPortType.PACKET: PortType.PMD,  # as far as paths go, it is one
     SwitchPortType.FF: PortType.FF,
 }
 
