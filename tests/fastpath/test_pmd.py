@@ -13,6 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.utils import PcapReader, wrpcap
 
 from tests.fastpath import wire
+from tests.fastpath.conftest import WORKERS
 from tests.fastpath.frames import flow, mac, numbered, output
 from tests.fastpath.switch import Attached, Switch
 from tests.fastpath.wire import Wire
@@ -77,7 +78,7 @@ def test_the_device_is_described(switch: Switch, device: Device) -> None:
         info = switch.fp.port_info(port.id)
         assert info.driver == device.driver
         assert info.state == PortState.READY
-        assert (info.rx_queues, info.tx_queues) == (1, 1)
+        assert (info.rx_queues, info.tx_queues) == (1, WORKERS if device.kind is PortType.PACKET else 1)
         assert len(info.mac) == 17
 
 

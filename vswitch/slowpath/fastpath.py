@@ -183,7 +183,8 @@ class FastPath:
         conf.mtu = config.mtu
         port_id = ffi.new("uint16_t *")
         self._check(lib.ff_port_add(conf, port_id, self._err))
-        self._queues[port_id[0]] = self.n_workers if config.type is PortType.RDMA else config.queues
+        # transmit queues, and so their counters, may be one a worker
+        self._queues[port_id[0]] = min(max(config.queues, self.n_workers), lib.FF_MAX_QUEUES)
         self.port_set_parked_max(port_id[0], config.upcall_budget)
         return int(port_id[0])
 
