@@ -416,6 +416,7 @@ def test_top_prints_rates(run: Run, daemon: Daemon) -> None:
             "time_s": 0.0,
             "tsc_hz": 1000,
         },
+        status={"rdma": None},
     )
     code, out, _ = run("top", "-d", "0.1", "-n", "2", "-o", "json")
     assert code == 0
@@ -426,8 +427,14 @@ def test_top_prints_rates(run: Run, daemon: Daemon) -> None:
 
 def test_top_without_a_terminal_draws_one_table_a_sample(run: Run, daemon: Daemon) -> None:
     clock = {"time_s": 0.0, "tsc_hz": 1000}
-    daemon(show=SHOW, stats={"ports": {"web0": counters()}, "workers": [{"cpu": 1, "busy_cycles": 1}], **clock})
+    messages = {"tx_messages": 5, "tx_bytes": 500, "rx_messages": 0, "rx_bytes": 0}
+    daemon(
+        show=SHOW,
+        stats={"ports": {"web0": counters()}, "workers": [{"cpu": 1, "busy_cycles": 1}], **clock},
+        status={"rdma": {"peers": [{"host": "right", "stats": messages}, {"host": "down", "stats": None}]}},
+    )
     code, out, _ = run("top", "-d", "0.1", "-n", "1")
     assert code == 0
     assert "RX PPS" in out
+    assert [line.split()[0] for line in out.split("RDMA PEER")[1].splitlines()[1:3]] == ["down", "right"]
     assert "CPU 1 0 % busy" in out

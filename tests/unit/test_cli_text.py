@@ -80,10 +80,13 @@ def test_vlans() -> None:
 # ---- rates ------------------------------------------------------------------
 
 
-def sample(time: float, ports: dict[str, Any], busy: int = 0) -> dict[str, Any]:
+def sample(
+    time: float, ports: dict[str, Any], busy: int = 0, rdma: dict[str, dict[str, int]] | None = None
+) -> dict[str, Any]:
     """`busy`: cycles, of which a second has 1000."""
     workers = [{"cpu": 1, "busy_cycles": busy}]
-    return {"time": time, "stats": {"time_s": time, "tsc_hz": 1000, "ports": ports, "workers": workers}}
+    stats = {"time_s": time, "tsc_hz": 1000, "ports": ports, "workers": workers}
+    return {"time": time, "stats": stats, "rdma": rdma or {}}
 
 
 def counters(rx: int, drops: dict[str, int] | None = None) -> dict[str, Any]:
@@ -111,6 +114,21 @@ def test_port_added_anew_counts_from_nothing() -> None:
     assert rates["ports"]["a"]["rx_packets"] == 0
     assert rates["ports"]["b"]["rx_packets"] == 7.0
     assert rates["workers"][0]["busy_pct"] == 0.0
+
+
+def test_rates_of_rdma_peers() -> None:
+    """One that was made anew, or has no queue pair, has no rate below nothing."""
+
+    def peer(sent: int, received: int) -> dict[str, int]:
+        return {"tx_messages": sent, "tx_bytes": 10 * sent, "rx_messages": received, "rx_bytes": 0, "controls": 9}
+
+    before = sample(0.0, {}, rdma={"right": peer(10, 50), "gone": peer(1, 1), "down": peer(7, 7)})
+    after = sample(2.0, {}, rdma={"right": peer(30, 20), "new": peer(4, 0), "down": {}})
+    assert rates_between(before, after)["rdma"] == {
+        "right": {"tx_messages": 10.0, "tx_bytes": 100.0, "rx_messages": 0.0, "rx_bytes": 0.0},
+        "new": {"tx_messages": 2.0, "tx_bytes": 20.0, "rx_messages": 0.0, "rx_bytes": 0.0},
+        "down": {"tx_messages": 0.0, "tx_bytes": 0.0, "rx_messages": 0.0, "rx_bytes": 0.0},
+    }
 
 
 def test_no_worker_is_busier_than_always() -> None:

@@ -29,11 +29,13 @@ from vswitch.cli.render import (
 from vswitch.cli.stats import drop_text
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
 
 Sample = Mapping[str, Any]
 _WIDE = 200  # columns of what is no terminal
 _COUNTERS = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
+_MESSAGES = ("tx_messages", "tx_bytes", "rx_messages", "rx_bytes")  # of an RDMA peer: each is a frame
 
 
 @click.command()
@@ -46,7 +48,7 @@ _COUNTERS = ("rx_packets", "rx_bytes", "tx_packets", "tx_bytes")
 @output_option()
 @click.pass_obj
 def top(run_dir: Path, delay: float, count_: int | None, output: str) -> None:
-    """Show rates per port, the busiest first. q leaves."""
+    """Show rates per port, the busiest first, and per host that is reached by RDMA. q leaves."""
     with Client(run_dir) as client, closing(_samples(client, delay, count_)) as samples, suppress(KeyboardInterrupt):
         if output == "json":
             with JsonArray() as array:
@@ -73,11 +75,17 @@ def _samples(client: Client, delay: float, number: int | None) -> Generator[tupl
 
 
 def _sample(client: Client) -> Sample:
-    return {"time": time.monotonic(), "show": client.call("show"), "stats": client.call("stats")}
+    rdma = client.call("status")["rdma"]
+    return {
+        "time": time.monotonic(),
+        "show": client.call("show"),
+        "stats": client.call("stats"),
+        "rdma": {peer["host"]: peer["stats"] or {} for peer in rdma["peers"]} if rdma else {},
+    }
 
 
 def rates_between(before: Sample, after: Sample) -> Sample:
-    """Return each port's counters per second, and drops by reason; a port added anew counts from nothing."""
+    """Return what ports and RDMA peers count per second, and drops by reason; who is new counts from nothing."""
     seconds = max(after["time"] - before["time"], 1e-6)
     old_ports = before["stats"]["ports"]
     ports = {}
@@ -98,7 +106,11 @@ def rates_between(before: Sample, after: Sample) -> Sample:
         {"cpu": new["cpu"], "busy_pct": _busy(old, new, cycles)}
         for old, new in zip(before["stats"]["workers"], after["stats"]["workers"], strict=True)
     ]
-    return {"seconds": round(seconds, 3), "ports": ports, "workers": workers}
+    rdma = {
+        host: _per_second(before["rdma"].get(host, {}), {key: new.get(key, 0) for key in _MESSAGES}, seconds)
+        for host, new in after["rdma"].items()
+    }
+    return {"seconds": round(seconds, 3), "ports": ports, "workers": workers, "rdma": rdma}
 
 
 def _per_second(old: Mapping[str, int], new: Mapping[str, int], seconds: float) -> dict[str, float]:
@@ -172,7 +184,22 @@ def _screen(sample: Sample, rates: Sample) -> Group:
     for _, (name, state, *cells) in rows:
         table.add_row(name, Text(state, STATE_COLOURS.get(state, "")), *map(Text, cells))
     leave = Text("q leaves", style="dim") if sys.stdout.isatty() else Text("")
-    return Group(Text(head, style="bold"), Text(busy), Text(""), table, Text(""), leave)
+    parts: list[RenderableType] = [Text(head, style="bold"), Text(busy), Text(""), table, Text("")]
+    if rates["rdma"]:
+        parts += [_peers(rates["rdma"]), Text("")]
+    return Group(*parts, leave)
+
+
+def _peers(rates: Mapping[str, Mapping[str, float]]) -> Table:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("RDMA PEER", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header in ("TX PPS", "TX", "RX PPS", "RX"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for host, rate in sorted(rates.items()):
+        sent, received = ((count(rate[f"{way}_messages"]), f"{size(rate[f'{way}_bytes'])}/s") for way in ("tx", "rx"))
+        table.add_row(host, *sent, *received)
+    return table
 
 
 @contextmanager
