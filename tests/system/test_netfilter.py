@@ -49,15 +49,15 @@ heard = {port: socket.socket(family, socket.SOCK_DGRAM) for port in ports}
 for port, sock in heard.items():
     sock.bind(("", int(port)))
 print("ready", flush=True)
-found = {port: [] for port in ports}
-while last.hex() not in found[ports[1]]:
-    for port, sock in heard.items():
-        if select.select([sock], [], [], 0)[0]:
-            found[port].append(sock.recv(1 << 16).hex())
-frames = []
-while select.select([packets], [], [], 0)[0]:
-    frames.append(packets.recv(1 << 16).hex())
-print(json.dumps({"frames": frames} | found), flush=True)
+def waiting(sock):
+    while select.select([sock], [], [], 0)[0]:
+        yield sock.recv(1 << 16)
+others = []
+while last not in others:
+    others += waiting(heard[ports[1]])
+# what was sent before the last one has come before it
+found = {"frames": [*waiting(packets)], ports[0]: [*waiting(heard[ports[0]])], ports[1]: others}
+print(json.dumps({name: [data.hex() for data in all_] for name, all_ in found.items()}), flush=True)
 """
 _SEND = """
 import socket, sys
