@@ -83,13 +83,15 @@ def pinned_self(cpu: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(threads: Iterable[int]) -> Iterator[None]:
+def undisturbed(threads: Iterable[int], answering: Iterable[int] = ()) -> Iterator[None]:
     """Has these threads run in favour of all others, but for this one, which must look at the clock.
 
-    Those on the same CPU take turns (SCHED_RR). The kernel leaves the others 5 % (sched_rt_runtime_us). Without the
-    right to do it nothing changes.
+    Those on the same CPU take turns (SCHED_RR). The kernel leaves the others 5 %, in one piece of 50 ms a second
+    (the scheduler's fair server). `answering`: those that this one talks to; they go before `threads`, else each
+    command would wait for that piece, and what it starts would run in the midst of it. Without the right to do it
+    nothing changes.
     """
-    urgent = dict.fromkeys(threads, 1) | {0: 2}
+    urgent = dict.fromkeys(threads, 1) | dict.fromkeys((*answering, 0), 2)
     normal = os.sched_param(0)
     try:
         for tid, priority in urgent.items():
@@ -153,6 +155,11 @@ def cpu_ns(pid: int) -> int:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             total += int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
     return total
+
+
+def waited_ns(tids: Iterable[int]) -> int:
+    """For how long these threads, which run still, were ready to run but had no CPU."""
+    return sum(int(Path(f"/proc/{tid}/schedstat").read_text().split()[1]) for tid in tids)
 
 
 def idle_ns(cpus: Iterable[int]) -> dict[int, int]:

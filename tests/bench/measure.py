@@ -136,7 +136,10 @@ class Rig:
         pass_time(WARM_UP_SECONDS)
         before = self.peer.own_count()
         wanted = max(1, round(seconds / SLICE_SECONDS))
-        with machine.pinned_self(self.environment.cpus.generator[0]), machine.undisturbed(self.poll_threads):
+        with (
+            machine.pinned_self(self.environment.cpus.generator[0]),
+            machine.undisturbed(self.poll_threads, [self.generator.process.pid]),
+        ):
             samples = [self._sample()]
             while not enough(samples, wanted):
                 pass_time(SLICE_SECONDS)

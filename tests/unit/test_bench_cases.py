@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.bench.cases import workers
+from tests.bench.cases import wake, workers
 from tests.bench.cases.forwarding import CASES, MANY, NORMAL, NORMAL_CACHES, SMALL, ratios
 from tests.bench.errors import BenchError
 from tests.bench.machine import Cpus
@@ -54,6 +54,19 @@ def test_two_workers_that_cost_as_much_as_one_are_worth_two() -> None:
     assert workers.by_cycles(results_of(costs)).spread == Spread(2.0, 2.0, 2.0)
     costs[workers.TWO, workers.ALONE[1]] = [200.0, 240.0]
     assert workers.by_cycles(results_of(costs)).spread.median == pytest.approx(1.5)
+
+
+def test_a_ramp_in_which_others_had_the_core_is_repeated() -> None:
+    disturbed, quiet = (wake.Ramp(0.25, [0, 0], ns) for ns in (wake.WAITED_NS + 1, wake.WAITED_NS))
+    ramps = iter([disturbed, *[quiet] * wake.RAMPS, disturbed])
+    assert wake.quiet_ramps(lambda: next(ramps)) == [quiet] * wake.RAMPS
+    assert list(ramps) == [disturbed]
+
+
+def test_ramps_that_are_all_disturbed_are_no_figure() -> None:
+    disturbed = wake.Ramp(0.25, [0, 0], wake.WAITED_NS + 1)
+    with pytest.raises(BenchError, match="others had a poll thread's core"):
+        wake.quiet_ramps(lambda: disturbed)
 
 
 def test_a_case_says_how_many_flows_a_learning_switch_has() -> None:
