@@ -21,7 +21,9 @@
 
 #include <ethdev_driver.h>
 
-#include "shm_ring.h"
+#include "shm_borrow.h"
+#include "shm_lend.h"
+#include "shm_post.h"
 
 #define FF_RING_SIZE 1024 /* descriptors, when the application does not say */
 #define FF_NUMBERS 65536u /* of regions */
