@@ -44,13 +44,17 @@ static inline void ff_borrow_fetch(const struct ff_borrower *b, uint32_t n) {
         __builtin_prefetch(&b->desc[(b->pos + i) & b->mask], 0);
 }
 
-/* Copies descriptor i of those ready, and checks its slot and lap: FF_RING_GOOD, or what is wrong.
- */
-static inline unsigned int ff_borrow_read(const struct ff_borrower *b, uint32_t i,
-                                          struct ff_shm_desc *d) {
+/* Copies descriptor i of those ready, */
+static inline struct ff_shm_desc ff_borrow_copy(const struct ff_borrower *b, uint32_t i) {
+    return ff_desc_copy(&b->desc[(b->pos + i) & b->mask]);
+}
+
+/* and checks the slot and lap of the copy, after those before it are taken: FF_RING_GOOD, or what
+ * is wrong. */
+static inline unsigned int ff_borrow_check(const struct ff_borrower *b,
+                                           const struct ff_shm_desc *d) {
     const struct ff_borrowed *s;
 
-    *d = ff_desc_copy(&b->desc[(b->pos + i) & b->mask]);
     if (!FF_RING_LIKELY(d->slot <= b->mask))
         return FF_RING_SLOT;
     s = &b->slot[d->slot];
@@ -60,8 +64,18 @@ static inline unsigned int ff_borrow_read(const struct ff_borrower *b, uint32_t 
     return FF_RING_GOOD;
 }
 
-/* The slot of a descriptor that was read is held from here on; each is read after those before
- * it are taken. */
+static inline unsigned int ff_borrow_read(const struct ff_borrower *b, uint32_t i,
+                                          struct ff_shm_desc *d) {
+    *d = ff_borrow_copy(b, i);
+    return ff_borrow_check(b, d);
+}
+
+/* Fetches the line of a copied descriptor's mark for writing. */
+static inline void ff_borrow_fetch_mark(const struct ff_borrower *b, const struct ff_shm_desc *d) {
+    __builtin_prefetch(&b->mark[d->slot & b->mask], 1);
+}
+
+/* The slot of a descriptor that was checked is held from here on. */
 static inline void ff_borrow_take(struct ff_borrower *b, const struct ff_shm_desc *d) {
     b->slot[d->slot].taken = d->lap;
 }

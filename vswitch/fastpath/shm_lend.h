@@ -53,8 +53,10 @@ static inline uint32_t ff_lend_lent(const struct ff_lender *l) {
     return l->lent_tail - l->lent_head;
 }
 
-/* Fetches the lines of the next n descriptors for writing, all at once. */
+/* Fetches the lines of the next n descriptors for writing, all at once; but not those that the
+ * consumer may still read. */
 static inline void ff_lend_fetch(const struct ff_lender *l, uint32_t n) {
+    n = n < ff_lend_room(l) ? n : ff_lend_room(l);
     for (uint32_t i = 0; i < n; i += FF_RING_PER_LINE)
         __builtin_prefetch(&l->desc[(l->tail + i) & l->mask], 1);
 }

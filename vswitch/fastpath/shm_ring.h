@@ -82,14 +82,19 @@ static inline struct ff_shm_desc ff_desc_copy(const struct ff_shm_desc *shared) 
     return d;
 }
 
+/* Put together in registers: words read back from a struct whose fields were just written wait
+ * until those stores are done. */
 static inline void ff_desc_put(struct ff_shm_desc *shared, const struct ff_shm_desc *d) {
     ff_ring_word *to = (ff_ring_word *)(void *)shared;
-    uint64_t w[2];
 
-    memcpy(w, d, sizeof(w));
-    __atomic_store_n(&to[0], w[0], __ATOMIC_RELAXED);
-    __atomic_store_n(&to[1], w[1], __ATOMIC_RELAXED);
+    __atomic_store_n(&to[0], d->offset | (uint64_t)d->region << 32 | (uint64_t)d->len << 48,
+                     __ATOMIC_RELAXED);
+    __atomic_store_n(&to[1],
+                     d->before | (uint64_t)d->behind << 16 | (uint64_t)d->slot << 32 |
+                         (uint64_t)d->lap << 48 | (uint64_t)d->flags << 56,
+                     __ATOMIC_RELAXED);
 }
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "ff_desc_put");
 
 /* Regions first .. first + n - 1 as they are mapped here; size 0: not mapped. */
 struct ff_shm_map {
