@@ -6,6 +6,7 @@ SHELL   := /bin/bash
 PYTHON  := .venv/bin/python
 C_FILES := $(wildcard vswitch/fastpath/*.[ch])
 DRIVER  := $(wildcard vswitch/endpoint/*.[ch])
+SHM     := vswitch/fastpath/ff_shm.h $(wildcard vswitch/fastpath/shm_*.h)
 OUR_TESTS := build/endpoint/app build/endpoint/flow build/endpoint/scribbler
 DRIVER_TESTS := $(OUR_TESTS) build/endpoint/l2fwd
 SANITIZED := build/asan/endpoint/librte_net_ff.so build/asan/endpoint/app
@@ -134,8 +135,7 @@ DRIVER_LIBS := ethdev mbuf mempool eal kvargs bus_vdev net ring
 build/endpoint/librte_net_ff.so: $(DRIVER_OBJECTS)
 	gcc -shared -Wl,-z,defs -o $@ $^ $(DRIVER_LIBS:%=-lrte_%)
 
-build/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h \
-    build/endpoint/source.stamp
+build/endpoint/%.o: vswitch/endpoint/%.c $(DRIVER) $(SHM) build/endpoint/source.stamp
 	gcc $(DRIVER_CFLAGS) -c -o $@ $<
 
 build/endpoint/source.stamp: build/deps.stamp scripts/dpdk-source
@@ -154,7 +154,7 @@ $(OUR_TESTS): build/endpoint/%: tests/endpoint/%.c vswitch/fastpath/ff_shm.h bui
 
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
-build/asan/endpoint/librte_net_ff.so: $(DRIVER) vswitch/fastpath/ff_shm.h vswitch/fastpath/shm_ring.h build/endpoint/source.stamp
+build/asan/endpoint/librte_net_ff.so: $(DRIVER) $(SHM) build/endpoint/source.stamp
 	@mkdir -p $(@D)
 	gcc $(DRIVER_CFLAGS) $(SANITIZERS) -shared -o $@ $(filter %.c,$(DRIVER)) $(DRIVER_LIBS:%=-lrte_%)
 

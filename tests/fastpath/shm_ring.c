@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "shm_ring.h"
+#include "shm_borrow.h"
+#include "shm_lend.h"
+#include "shm_post.h"
 
 #define SIZE 64u
 #define FRAMES 20000u

@@ -2,7 +2,9 @@
 /* shm_ring.h for test_shm_ring.py: one side of a ring each, behind a pointer. */
 #include <stdlib.h>
 
-#include "shm_ring.h"
+#include "shm_borrow.h"
+#include "shm_lend.h"
+#include "shm_post.h"
 
 struct lender {
     struct ff_lender l;

@@ -21,7 +21,9 @@
 
 #include <ethdev_driver.h>
 
-#include "shm_ring.h"
+#include "shm_borrow.h"
+#include "shm_lend.h"
+#include "shm_post.h"
 
 #define FF_RING_SIZE 1024 /* descriptors, when the application does not say */
 #define FF_NUMBERS 65536u /* of regions */
@@ -104,6 +106,7 @@ struct ff_out_ring {
     uint32_t publish;       /* packets put and not published */
     uint64_t publish_bytes;
     uint32_t passing; /* buffers lent that are not from the application's pools */
+    uint32_t look_at; /* l.lent_tail from which on it is looked again for what has come back */
 };
 
 struct ff_out {
@@ -169,7 +172,8 @@ struct ff_txq {
     bool marking;         /* markers wait for room in the switch's ring */
     uint16_t id, n_desc;
     uint32_t generation, version;
-    uint32_t sweep; /* route whose marks are looked at next */
+    uint32_t bursts;
+    uint32_t sweep; /* route whose marks are looked at next, whether it is sent to or not */
     uint32_t n_routes;
     struct ff_out_ring ring; /* to the switch */
     int kick_fd;

@@ -10,8 +10,8 @@
 #include "net_ff.h"
 #include "rx.h"
 
-#define AHEAD 4 /* descriptors whose slots are fetched before they are read */
-#define LOOK 16 /* bursts without a frame, before what was sent on is looked for */
+#define CHUNK 32 /* descriptors that are copied before they are looked at */
+#define LOOK 16  /* bursts without a frame, before what was sent on is looked for */
 
 /* Gives a lent buffer back; called by DPDK on whatever thread frees the last mbuf over it. */
 void ff_slot_free(void *addr, void *opaque) {
@@ -180,28 +180,39 @@ static uint32_t take_frame(struct ff_rxq *q, struct ff_in_ring *r, uint32_t n,
     return k;
 }
 
+/* Copies n descriptors from i on, and fetches what taking and freeing them will write. */
+static inline void copy_chunk(const struct ff_in_ring *r, uint32_t i, uint32_t n,
+                              struct ff_shm_desc *d) {
+    for (uint32_t k = 0; k < n; k++) {
+        d[k] = ff_borrow_copy(&r->b, i + k);
+        rte_prefetch0(&r->slot[d[k].slot & r->b.mask]);
+    }
+    ff_borrow_fetch_mark(&r->b, &d[0]);
+    ff_borrow_fetch_mark(&r->b, &d[n - 1]);
+}
+
 /* Up to n frames in one buffer each, in mbufs that are in pkts; stops at any other frame, and puts
  * the mbufs that are left back. */
 static uint16_t take_simple(struct ff_rxq *q, struct ff_in_ring *r, uint16_t n,
                             struct rte_mbuf **pkts, uint64_t *bytes) {
+    struct ff_shm_desc copies[CHUNK];
     uint16_t got;
 
-    for (uint16_t i = 0; i < n && i < AHEAD; i++)
-        rte_prefetch0(&r->slot[r->b.desc[(r->b.pos + i) & r->b.mask].slot & r->b.mask]);
     for (got = 0; got < n; got++) {
+        const struct ff_shm_desc *d = &copies[got % CHUNK];
         const struct ff_region *region;
-        struct ff_shm_desc d;
 
-        rte_prefetch0(&r->slot[r->b.desc[(r->b.pos + got + AHEAD) & r->b.mask].slot & r->b.mask]);
-        if (unlikely(ff_borrow_read(&r->b, got, &d) != FF_RING_GOOD ||
-                     (d.flags & (FF_DESC_MORE | FF_DESC_MARKER))))
+        if (got % CHUNK == 0)
+            copy_chunk(r, got, RTE_MIN(n - got, CHUNK), copies);
+        if (unlikely(ff_borrow_check(&r->b, d) != FF_RING_GOOD ||
+                     (d->flags & (FF_DESC_MORE | FF_DESC_MARKER))))
             break;
-        region = region_of(q, &d);
+        region = region_of(q, d);
         if (unlikely(region == NULL || region->read_only))
             break;
-        ff_borrow_take(&r->b, &d);
-        attach(r, pkts[got], q->port_id, region, &d);
-        *bytes += d.len;
+        ff_borrow_take(&r->b, d);
+        attach(r, pkts[got], q->port_id, region, d);
+        *bytes += d->len;
     }
     if (unlikely(got < n))
         rte_mempool_put_bulk(q->mp, (void **)&pkts[got], n - got);
@@ -240,6 +251,7 @@ uint16_t ff_rx_lent(struct ff_rxq *q, struct ff_in_ring *r, uint32_t most, struc
         if (pkts[got] != NULL)
             bytes += pkts[got++]->pkt_len;
     }
+    ff_borrow_fetch(&r->b, RTE_MIN(r->b.seen - r->b.pos, CHUNK)); /* of the next burst */
     __atomic_store_n(&r->taken, r->b.pos, __ATOMIC_RELEASE);
     q->stats.lent += got;
     q->stats.lent_bytes += bytes;

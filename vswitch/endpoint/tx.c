@@ -13,8 +13,9 @@
 
 #define MAC_MASK 0xffffffffffffull
 #define NO_MAC (~0ull)
-#define LOOKS 4 /* for returned slots, when there is no room */
-#define AHEAD 4 /* frames whose headers are fetched before they are looked at */
+#define LOOKS 4  /* for returned slots, when there is no room */
+#define AHEAD 4  /* frames whose headers are fetched before they are looked at */
+#define SWEEP 16 /* bursts between two looks at a ring that may not be sent to */
 
 /* ---- routes: the table as this queue saw it last --------------------------------------- */
 
@@ -78,9 +79,9 @@ static void read_table(struct ff_txq *q) {
 
 /* An mbuf that was lent directly is as it came from its pool: nothing of it is to be reset. */
 static void free_slots(struct ff_out_ring *r, const uint16_t *slots, uint32_t back) {
-    struct rte_mbuf *bulk[FF_LEND_BATCH];
+    struct rte_mbuf *bulk[FF_LEND_BATCH], *others[FF_LEND_BATCH];
     struct rte_mempool *pool = NULL;
-    uint32_t n = 0;
+    uint32_t n = 0, n_others = 0;
 
     for (uint32_t i = 0; i < back; i++) {
         struct rte_mbuf *m = r->mbuf[slots[i]];
@@ -89,8 +90,7 @@ static void free_slots(struct ff_out_ring *r, const uint16_t *slots, uint32_t ba
         if (m == NULL) /* a marker */
             continue;
         if (unlikely(!RTE_MBUF_DIRECT(m))) {
-            r->passing--;
-            rte_pktmbuf_free_seg(m);
+            others[n_others++] = m;
             continue;
         }
         if (unlikely(m->pool != pool)) {
@@ -103,12 +103,37 @@ static void free_slots(struct ff_out_ring *r, const uint16_t *slots, uint32_t ba
     }
     if (n > 0)
         rte_mempool_put_bulk(pool, (void **)bulk, n);
+    if (unlikely(n_others > 0)) {
+        r->passing -= n_others;
+        rte_pktmbuf_free_bulk(others, n_others);
+    }
 }
 
 static void reclaim(struct ff_out_ring *r) {
     uint16_t slots[FF_LEND_BATCH];
 
     free_slots(r, slots, ff_lend_reclaim(&r->l, slots));
+}
+
+/*
+ * The receiver writes a line of marks while it frees; each look at it meanwhile takes the line away
+ * from there, and has to wait for it. So with room enough there is one look for each line sent.
+ */
+static inline void reclaim_some(struct ff_out_ring *r) {
+    const struct ff_lender *l = &r->l;
+
+    if (ff_lend_lent(l) < FF_LEND_BATCH)
+        return;
+    if (likely(ff_lend_room(l) >= 2 * FF_LEND_BATCH)) {
+        if ((int32_t)(l->lent_tail - r->look_at) < 0)
+            return;
+        if (!ff_lend_is_back(l, l->lent_head + FF_LEND_BATCH - 1)) {
+            r->look_at = l->lent_tail + FF_LEND_BATCH;
+            return;
+        }
+        r->look_at = l->lent_tail;
+    }
+    reclaim(r);
 }
 
 /* What is held long comes first, some times: the next burst looks further. */
@@ -269,6 +294,7 @@ static void flush(struct ff_txq *q, struct ff_out_ring *r) {
     }
     ff_lend_publish(&r->l, r->publish, r->publish_bytes);
     q->passed |= r->passing > 0;
+    ff_lend_fetch(&r->l, r->publish); /* for the next burst */
     r->publish = 0;
     r->publish_bytes = 0;
 }
@@ -317,7 +343,7 @@ static uint16_t transmit(struct ff_txq *q, struct rte_mbuf **pkts, uint16_t n) {
     uint32_t before = q->ring.l.tail;
     uint16_t i;
 
-    if (q->n_routes > 0)
+    if (q->n_routes > 0 && (n == 0 || ++q->bursts % SWEEP == 0))
         reclaim(q->used[q->sweep++ % q->n_routes]);
     for (i = 0; i < n && i < AHEAD; i++)
         rte_prefetch0(rte_pktmbuf_mtod(pkts[i], void *));
@@ -333,8 +359,7 @@ static uint16_t transmit(struct ff_txq *q, struct rte_mbuf **pkts, uint16_t n) {
                 flush(q, now);
             now = r;
             ff_lend_fetch(&r->l, n - i);
-            if (ff_lend_lent(&r->l) >= FF_LEND_BATCH)
-                reclaim(r);
+            reclaim_some(r);
         }
         sent = send_frame(q, r, pkts[i]);
         if (unlikely(sent == FULL)) {
@@ -373,8 +398,7 @@ uint16_t ff_tx_burst(void *queue, struct rte_mbuf **pkts, uint16_t n) {
             rte_spinlock_lock(&q->owner);
         q->passed = false;
         follow(q);
-        if (ff_lend_lent(&q->ring.l) >= FF_LEND_BATCH)
-            reclaim(&q->ring);
+        reclaim_some(&q->ring);
         sent = transmit(q, pkts, n);
         if (unlikely(q->passed))
             __atomic_store_n(&q->passing, true, __ATOMIC_RELEASE);

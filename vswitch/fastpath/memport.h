@@ -4,7 +4,9 @@
 #define FF_MEMPORT_H
 
 #include "mem.h"
-#include "shm_ring.h"
+#include "shm_borrow.h"
+#include "shm_lend.h"
+#include "shm_post.h"
 #include "switch.h"
 
 /* A lend ring: a transmit queue of the container. One worker's at a time. */
