@@ -334,6 +334,7 @@ class Job:
         self, guest: Guest, commands: str, pid: int, output: str, answer: asyncio.Future[tuple[int, str]]
     ) -> None:
         self.pid = pid  # in the guest; the leader of its session
+        self.killed = False
         self._guest = guest
         self._commands = commands
         self._output = output
@@ -362,6 +363,7 @@ class Job:
 
     async def stop(self, signal: str = "TERM") -> tuple[int, str]:
         """Send a signal to all of it that runs; return the exit status and the output."""
+        self.killed = self.killed or signal == "KILL"
         if not self._answer.done():
             await self._guest.status(f"kill -{signal} -- -{self.pid}")
         return await self.status()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scapy.layers.l2 import Ether
@@ -37,6 +37,22 @@ class Overlay:
 
     bed: Bed
     macs: tuple[str, str]
+    stack: contextlib.AsyncExitStack  # ends all that runs
+    controller: Job | None = None
+    agents: dict[int, Job] = field(default_factory=dict)
+
+    async def start_controller(self) -> None:
+        """Run ffcontroller on the first host, with what it knew before."""
+        self.controller = await self.stack.enter_async_context(self.hosts[0].guest.job(RUN))
+        await self.controller.said("joining at")
+
+    async def start_agent(self, which: int) -> None:
+        """Run ffswitchd on a host, joined; its ports are those that it had before."""
+        name, host = NAMES[which], self.hosts[which]
+        token = json.loads(await self.ctl(f"token create {name} -o json"))["token"]
+        options = f"--controller {self.hosts[0].ipv4}:{PORT} --host-name {name} --join-token {token}"
+        options += f" --state-dir {AGENT_STATE} --rdma-timeout {RDMA_TIMEOUT_MS}"
+        self.agents[which] = await self.stack.enter_async_context(switch.start(host, options))
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -124,25 +140,23 @@ class Overlay:
 
 
 @contextlib.asynccontextmanager
-async def controller(host: Host) -> AsyncIterator[Job]:
-    """Run ffcontroller on a host, with what it knew before."""
-    async with host.guest.job(RUN) as job:
-        await job.said("joining at")
-        yield job
+async def running(bed: Bed, macs: tuple[str, str]) -> AsyncIterator[Overlay]:
+    """Both hosts, with the addresses of their endpoints; they reach each other by RDMA."""
+    async with contextlib.AsyncExitStack() as stack:
+        overlay = Overlay(bed, macs, stack)
+        for host in overlay.hosts:
+            await host.guest.run(f"rm -rf {KEPT}")  # by the switches of other tests
+        await overlay.hosts[0].guest.run(f"ffcontroller init --state-dir {STATE}")
+        await overlay.start_controller()
+        await overlay.ctl("apply -f -", NETWORK)
+        for which in (0, 1):
+            await overlay.start_agent(which)
+        await _add_ports(overlay)
+        await overlay.until_rdma()
+        yield overlay
 
 
-@contextlib.asynccontextmanager
-async def agent(overlay: Overlay, which: int) -> AsyncIterator[Job]:
-    """Run ffswitchd on a host, joined; its ports are those that it had before."""
-    name, host = NAMES[which], overlay.hosts[which]
-    token = json.loads(await overlay.ctl(f"token create {name} -o json"))["token"]
-    options = f"--controller {overlay.hosts[0].ipv4}:{PORT} --host-name {name} --join-token {token}"
-    options += f" --state-dir {AGENT_STATE} --rdma-timeout {RDMA_TIMEOUT_MS}"
-    async with switch.start(host, options) as job:
-        yield job
-
-
-async def add_ports(overlay: Overlay) -> None:
+async def _add_ports(overlay: Overlay) -> None:
     """The uplink and the container's port, on each host."""
     for which, (host, port) in enumerate(zip(overlay.hosts, PORTS, strict=True)):
         await host.guest.run(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ import pytest_asyncio
 from tests import captures, packets
 from tests.rdma import overlay
 from tests.rdma.bed import DEVICE, Bed
-from tests.rdma.overlay import Overlay
+from tests.rdma.overlay import RDMA_TIMEOUT_MS, Overlay
 from tests.rdma.relay import ROCE
 from vswitch.slowpath.pipeline import EthType, parse
 from vswitch.slowpath.types import Key
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900
 
 MACS = (packets.A.hex(":"), packets.B.hex(":"))
 FRAME_MAX = 1464  # what fits VXLAN, too
+BACK_S = 2 * RDMA_TIMEOUT_MS / 100  # 2 s with the 100 ms of ffswitchd
 ONLY_VXLAN = {"kind": "Policy", "name": "no-rdma", "action": "allow", "paths": ["vxlan"]}
 
 
@@ -43,16 +45,8 @@ THERE, BACK = conversation(packets.A, packets.B), conversation(packets.B, packet
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def started(booted_pair: Bed) -> AsyncIterator[Overlay]:
     """Both hosts reach each other by RDMA."""
-    found = Overlay(booted_pair, MACS)
-    for host in found.hosts:
-        await host.guest.run(f"rm -rf {overlay.KEPT}")  # by the switches of other tests
-    await found.hosts[0].guest.run(f"ffcontroller init --state-dir {overlay.STATE}")
-    async with overlay.controller(found.hosts[0]):
-        await found.ctl("apply -f -", overlay.NETWORK)
-        async with overlay.agent(found, 0), overlay.agent(found, 1):
-            await overlay.add_ports(found)
-            await found.until_rdma()
-            yield found
+    async with overlay.running(booted_pair, MACS) as found:
+        yield found
 
 
 async def test_a_capture_by_rdma(started: Overlay) -> None:
@@ -76,10 +70,15 @@ async def test_a_capture_by_rdma(started: Overlay) -> None:
     assert "endpoint db0" in traced
 
 
-async def peer(started: Overlay, which: int) -> dict[str, dict[str, int]]:
+async def peer(started: Overlay, which: int) -> dict[str, Any]:
     """The only RDMA peer of a host."""
     (found,) = (await started.json(which, "status"))["rdma"]["peers"]
     return dict(found)
+
+
+async def now(started: Overlay, which: int) -> int:
+    """A host's clock, whole seconds."""
+    return int(await started.hosts[which].guest.run("date +%s"))
 
 
 @pytest.mark.long
@@ -95,7 +94,7 @@ async def test_a_policy_takes_rdma_away_and_gives_it_back(started: Overlay) -> N
 
 
 @pytest.mark.long
-async def test_a_link_that_carries_no_rdma(started: Overlay) -> None:
+async def test_a_link_that_carries_no_rdma(started: Overlay, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is sent into it once that is known; when it heals, RDMA comes back by itself."""
     started.bed.relay.refuse(ROCE)
     try:
@@ -104,8 +103,13 @@ async def test_a_link_that_carries_no_rdma(started: Overlay) -> None:
         _, vxlan = await started.replay(BACK, sender=1)
         assert vxlan == len(BACK)
     finally:
+        healed = await now(started, 0)
         started.bed.relay.heal()
     await started.until_rdma()
+    back = float((await peer(started, 0))["since"]) - healed
+    with capsys.disabled():
+        print(f"\nby RDMA again at most {back:.1f} s after the link had healed")
+    assert back < BACK_S
     _, vxlan = await started.replay(THERE)
     assert vxlan == 0
 
@@ -153,3 +157,35 @@ async def test_a_device_that_cannot_be_opened(started: Overlay) -> None:
     finally:
         await right.run("umount /dev/infiniband")
     await started.until_rdma()
+
+
+@pytest.mark.long
+async def test_the_controller_is_killed(started: Overlay) -> None:
+    """Frames go on by RDMA, and all is as before when there is one again."""
+    assert started.controller is not None
+    await started.controller.stop("KILL")
+    for which in (0, 1):
+        await started.until(which, "^host .*: degraded", "status")
+    roce, vxlan = await started.replay(THERE)
+    assert vxlan == 0 and roce >= len(THERE)
+    epochs = [(await peer(started, which))["epoch"] for which in (0, 1)]
+    await started.start_controller()
+    for which in (0, 1):
+        await started.until(which, "^host .*: connected", "status")
+    assert [(await peer(started, which))["epoch"] for which in (0, 1)] == epochs
+    roce, vxlan = await started.replay(BACK, sender=1)
+    assert vxlan == 0 and roce >= len(BACK)
+
+
+@pytest.mark.long
+async def test_a_switch_is_killed_and_comes_back(started: Overlay) -> None:
+    """The other host does not send to the queue pair that is gone; there is another one, with another epoch."""
+    before = (await peer(started, 0))["epoch"]
+    await started.agents[1].stop("KILL")
+    await started.hosts[0].guest.until("! ffswitch status | grep -q ' active '", overlay.SECONDS)
+    await started.start_agent(1)
+    await started.until_rdma()
+    assert (await peer(started, 0))["epoch"] == (await peer(started, 1))["epoch"] != before
+    for sender, frames in enumerate((THERE, BACK)):
+        roce, vxlan = await started.replay(frames, sender=sender)
+        assert vxlan == 0 and roce >= len(frames)
