@@ -39,9 +39,10 @@ from vswitch.slowpath.types import (
 )
 
 VNI = 0x123456
-REMOTE = 7  # the tunnel end's number
+REMOTE, SECOND = 7, 8  # the tunnel ends' numbers
 MTU = 65535  # frames of any length go to the vxlan port as they are
 MACS = bytes.fromhex("0200000000bb0200000000aa")
+SECOND_MAC = bytes.fromhex("0200000000cc")
 OFFLOADS = Feature.CSUM | Feature.HOST_TSO4 | Feature.GUEST_CSUM | Feature.GUEST_TSO4
 REQUESTS, ANSWERS = "/tmp/fastpath.requests", "/tmp/fastpath.answers"
 SECONDS = 60.0
@@ -91,17 +92,29 @@ class FastPathHost:
         self._add(PortConfig("network", PortType.VXLAN, vni=VNI, mtu=MTU))
         self._add(PortConfig("uplink", PortType.PMD, devargs=UPLINK, mtu=1500))
         self.fp.uplink_set(self.id["uplink"], Uplink(_ipv4(here[0])))
-        way = Remote(self.id["uplink"], _ipv4(here[0]), _ipv4(there[0]), _raw(here[1]), _raw(there[1]))
-        self.fp.remote_set(REMOTE, way)
-        tunnel = Action(ActionType.SET_TUNNEL, REMOTE | TUNNEL_RDMA)
-        to_network = Action(ActionType.OUTPUT, self.id["network"])
+        self.way = Remote(self.id["uplink"], _ipv4(here[0]), _ipv4(there[0]), _raw(here[1]), _raw(there[1]))
+        self.fp.remote_set(REMOTE, self.way)
         to_endpoint = Action(ActionType.OUTPUT, self.id["endpoint"])
+        self.endpoint_flows = self.fp.flow_add([self._flow("endpoint", *self._to_tunnel(REMOTE))])
         self.fp.flow_add([
-            self._flow("endpoint", tunnel, to_network),
             self._flow("network", to_endpoint),
             self._flow("uplink", Action(ActionType.DROP, Drop.NOT_TUNNEL)),
         ])  # fmt: skip
         self.wait_port("endpoint", "ready")
+
+    def open_second(self) -> None:
+        """Another tunnel end, with the same way: for frames to SECOND_MAC."""
+        self.fp.remote_set(SECOND, self.way)
+        self.fp.flow_del(self.endpoint_flows)
+        mask = Key(in_port=EXACT.in_port, eth_dst=EXACT.eth_dst)
+        self.endpoint_flows = self.fp.flow_add([
+            Flow(Key(in_port=self.id["endpoint"], eth_dst=mac), mask, self._to_tunnel(remote))
+            for mac, remote in ((MACS[:6], REMOTE), (SECOND_MAC, SECOND))
+        ])  # fmt: skip
+
+    def _to_tunnel(self, remote: int) -> tuple[Action, ...]:
+        way = Action(ActionType.SET_TUNNEL, remote | TUNNEL_RDMA)
+        return way, Action(ActionType.OUTPUT, self.id["network"])
 
     def _add(self, config: PortConfig) -> None:
         self.id[config.name] = self.fp.port_add(config)
@@ -213,6 +226,11 @@ class FastPathHost:
     def send(self, sizes: Sequence[int], seed: int, burst: int | None = None) -> None:
         """The endpoint sends `frames`."""
         self.front.send(frames(sizes, seed), burst=burst)
+        self.front.flush()
+
+    def send_to_both(self, sizes: Sequence[int], seed: int) -> None:
+        """As `send`, with a copy of each frame for SECOND_MAC before it."""
+        self.front.send([way for frame in frames(sizes, seed) for way in (SECOND_MAC + frame[6:], frame)])
         self.front.flush()
 
     def load(self) -> None:

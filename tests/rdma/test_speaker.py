@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.guest.guest import Job
 from tests.guest.root import ROOT
 from tests.rdma.bed import DEVICE, GID_INDEX, Bed, Host
-from tests.rdma.fastpath_host import VNI, frames
+from tests.rdma.fastpath_host import SECOND, VNI, frames
 from tests.rdma.pair import EPOCH, Driven, Pair, running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -154,3 +154,22 @@ async def test_credits_that_cannot_be(started: Pair, speaker: Speaker) -> None:
     assert (await left.call("peer", peer))["reason"] == "the other end gives credits that cannot be"
     await left.call("balance")
     await left.call("forget")
+
+
+async def test_one_that_takes_nothing_holds_up_nobody(started: Pair, speaker: Speaker) -> None:
+    """It gives no credit: what is for it is dropped and counted; what is for others in the same bursts comes."""
+    left, right = started.ends
+    await started.join()
+    await left.call("open_second")
+    idle = await speaker.meet(left)
+    await left.call("use", idle, SECOND)
+    sizes = [60, 1500, 9000] * CREDITS
+    for seed in range(3):
+        await left.call("send_to_both", sizes, seed)
+        await right.call("expect", sizes, seed)
+    stats = (await left.call("peer", idle))["stats"]
+    assert (stats["tx_messages"], stats["no_credit"]) == (CREDITS, 3 * len(sizes) - CREDITS)
+    stats = (await left.call("peer", started.peers[0]))["stats"]
+    assert (stats["tx_messages"], stats["no_credit"], stats["no_room"]) == (3 * len(sizes), 0, 0)
+    await left.call("balance")
+    await started.part()
