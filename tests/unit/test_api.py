@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from vswitch.slowpath.drivers import check_devargs
 from vswitch.slowpath.fastpath import TAP_RX, TAP_TRACE, TAP_TX, TapRecord
 from vswitch.slowpath.rpc import Server
 from vswitch.slowpath.switch import Switch
-from vswitch.slowpath.types import Drop, Key, PortState, Upcall
+from vswitch.slowpath.types import TUNNEL_RDMA, Action, ActionType, Drop, Key, PortState, Upcall
 from vswitch.slowpath.uplinks import Uplinks
 
 A, B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -159,6 +160,19 @@ async def test_waits_for_the_port(bench: Bench) -> None:
     bench.fake.set_state(1, PortState.READY)
     bench.switch.on_events()
     assert (await waiting)["state"] == "ready"
+
+
+def test_by_what_a_flow_reaches_another_host(bench: Bench) -> None:
+    """By RDMA only where all of its tunnel ends may, and are, reached so."""
+    agent: Any = SimpleNamespace(rdma=SimpleNamespace(carries={7}.__contains__))
+    overlay = OverlayApi(bench.switch, Uplinks(bench.switch), agent)
+
+    def path(*ends: int) -> str | None:
+        return overlay.path([Action(ActionType.SET_TUNNEL, end) for end in ends] + [Action(ActionType.OUTPUT, 1)])
+
+    assert path() is None
+    assert path(7 | TUNNEL_RDMA) == "rdma"
+    assert path(7) == path(8 | TUNNEL_RDMA) == path(7 | TUNNEL_RDMA, 8 | TUNNEL_RDMA) == "vxlan"
 
 
 async def test_flows_and_addresses(bench: Bench) -> None:

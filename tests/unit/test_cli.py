@@ -348,6 +348,12 @@ def test_flows(run: Run, daemon: Daemon) -> None:
     assert json.loads(run("dump-flows", "-o", "json")[1])[0] == FLOW
 
 
+def test_a_flow_that_may_go_by_rdma_says_whether_it_does(run: Run, daemon: Daemon) -> None:
+    actions = "set_tunnel:7(192.0.2.7,rdma),output:blue"
+    daemon(flow_dump=[{**FLOW, "actions": actions, "path": "vxlan"}])
+    assert run("dump-flows")[1].splitlines()[1].endswith(f"  {actions} (by vxlan now)")
+
+
 def test_fdb(run: Run, daemon: Daemon) -> None:
     fake = daemon(fdb_dump=[ENTRY], fdb_flush={"deleted": 2})
     assert run("fdb")[1].splitlines()[1].split() == [

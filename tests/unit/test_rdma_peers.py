@@ -122,6 +122,7 @@ async def test_frames_wait_for_those_by_vxlan(pair: Pair) -> None:
     pair.run()
     (peer,) = one.fake.peers.values()
     assert (peer.changes, peer.remotes) == ([RdmaChange.JOINING], {7})
+    assert [one.peers.carries(remote) for remote in (7, 8)] == [True, False]
     await pair.until(lambda: len(peer.changes) > 1)
     one.want(2, 7, 8)
     assert peer.remotes == {7, 8}
@@ -136,6 +137,7 @@ async def test_a_peer_ends_while_frames_wait(pair: Pair) -> None:
     (peer,) = one.fake.peers.values()
     one.want(2)
     assert not one.fake.peers
+    assert not one.peers.carries(7)
     one.want(2, 7)
     await pair.until(lambda: one.used == {7} and any(len(p.changes) > 1 for p in one.fake.peers.values()))
     assert peer.changes == [RdmaChange.JOINING]

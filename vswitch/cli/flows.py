@@ -50,8 +50,10 @@ def dump_flows(run_dir: Path, port: str | None, flush: bool, output: str) -> Non
 
 
 def _actions(flow: Mapping[str, Any]) -> str:
-    """What is done; a shortcut, too, that is not open."""
+    """What is done; whether what may go by RDMA does so; a shortcut, too, that is not open."""
     shortcut = flow.get("shortcut")
+    if "rdma)" in flow["actions"]:
+        return f"{flow['actions']} (by {flow['path']} now)"
     if shortcut is None or shortcut["state"] == "open":
         return str(flow["actions"])
     why = f": {shortcut['why']}" if shortcut["why"] else ""

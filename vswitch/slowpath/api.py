@@ -295,6 +295,7 @@ class Api:
                 "match": match_text(flow.key, flow.mask, port),
                 "key": key_fields(flow.key, flow.mask, port),
                 "actions": actions_text(flow.actions, port, self._overlay.remote_text),
+                "path": self._overlay.path(flow.actions),
                 "packets": counters.packets,
                 "bytes": counters.bytes,
                 "idle_s": max(0, round(time.monotonic() - counters.last_used)) if counters.last_used else None,

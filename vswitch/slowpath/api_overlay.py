@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vswitch.slowpath.ports import endpoint_name
 from vswitch.slowpath.rdma import gid_text
 from vswitch.slowpath.rpc import Client, Params
 from vswitch.slowpath.switch import PortEntry, Switch
+from vswitch.slowpath.types import TUNNEL_RDMA, Action, ActionType
 from vswitch.slowpath.uplinks import RemoteView, Uplinks
 
 if TYPE_CHECKING:
@@ -47,6 +49,13 @@ class OverlayApi:
     def remote_text(self, number: int) -> str:
         """The address of a tunnel end."""
         return self._uplinks.remote_text(number)
+
+    def path(self, actions: Iterable[Action]) -> str | None:
+        """By what a flow's packets reach another host now, "rdma" or "vxlan"; None: they go to none."""
+        ends = [action.arg for action in actions if action.type is ActionType.SET_TUNNEL]
+        if not ends or self._agent is None:
+            return "vxlan" if ends else None
+        return "rdma" if all(e & TUNNEL_RDMA and self._agent.rdma.carries(e & ~TUNNEL_RDMA) for e in ends) else "vxlan"
 
     async def status(self, params: Params, client: Client) -> object:
         """status: the session with the controller, the uplinks, the tunnel ends of other hosts."""

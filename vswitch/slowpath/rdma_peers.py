@@ -389,6 +389,10 @@ class RdmaPeers:
         """The hosts that are to be reached by RDMA, by name."""
         return [self._view(name, host, host.want) for name, host in sorted(self._hosts.items()) if host.want]
 
+    def carries(self, remote: int) -> bool:
+        """Whether flows to a tunnel end that may go by RDMA do so now."""
+        return any(remote in host.used for host in self._hosts.values())
+
     def why_not(self, name: str) -> str | None:
         """Why flows to a host do not go by RDMA at this moment; "": they do; None: they are not to."""
         host = self._hosts.get(name)
