@@ -51,7 +51,8 @@ class Overlay:
         name, host = NAMES[which], self.hosts[which]
         token = json.loads(await self.ctl(f"token create {name} -o json"))["token"]
         options = f"--controller {self.hosts[0].ipv4}:{PORT} --host-name {name} --join-token {token}"
-        options += f" --state-dir {AGENT_STATE} --rdma-timeout {RDMA_TIMEOUT_MS}"
+        # Emulated, a command that looks at flows may take longer than these last by default.
+        options += f" --state-dir {AGENT_STATE} --rdma-timeout {RDMA_TIMEOUT_MS} --flow-idle 600"
         self.agents[which] = await self.stack.enter_async_context(switch.start(host, options))
 
     @property

@@ -62,8 +62,8 @@ async def test_a_capture_by_rdma(started: Overlay) -> None:
             for what, much in (("messages", len(frames)), ("bytes", size)):
                 name = f"{way}_{what}"
                 assert after[end]["stats"][name] - before[end]["stats"][name] == much
-    async with started.sending(THERE):  # an idle flow goes after 10 s
-        await started.until(0, '"path": ?"rdma"', "dump-flows -o json")
+    async with started.sending(THERE):
+        await started.until(0, ",rdma\\)", "dump-flows -o json")
     explained = await started.json(0, "explain web0 db0")
     assert (explained["path"], explained["fallback"]) == ("rdma", "")
     traced = await started.until(0, "by RDMA while a peer is active", "trace --packet /shared/sent.pcap --port web0")
